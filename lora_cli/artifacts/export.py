@@ -1,0 +1,309 @@
+"""Formats that other programs read. To add one: a function here and its row in EXPORTERS."""
+
+import copy
+import importlib.util
+import inspect
+import json
+import logging
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_cli.artifacts.merged import save_merged
+from lora_cli.errors import Problem, UserError, nearest_name
+
+# A protobuf message cannot be larger than 2 GiB; the graph beside the weights needs some of it.
+_SINGLE_FILE_BYTES = 2**31 - 2**26
+
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportInputs:
+    """What an exporter may use.
+
+    Attributes:
+        adapter_folder: The adapter in PEFT's format.
+        model: The merged model, in evaluation mode, on the CPU. An exporter leaves it as it is.
+        tokenizer: The base model's.
+        labels: Label names in order.
+        max_length: Tokens that the adapter was trained to read.
+        output: File or folder to write; what is there is replaced.
+        example: Model inputs of a few real rows, each (B, T); None makes some up.
+    """
+
+    adapter_folder: Path
+    model: nn.Module
+    tokenizer: Any
+    labels: tuple[str, ...]
+    max_length: int
+    output: Path
+    example: Mapping[str, torch.Tensor] | None = None
+
+
+def export_peft(inputs: ExportInputs) -> Path:
+    """Copy the adapter folder; links are left out, since they may lead anywhere."""
+    folder = inputs.output
+    with _staged(folder) as staged:
+        for path in sorted(inputs.adapter_folder.iterdir()):
+            if path.is_file() and not path.is_symlink():
+                shutil.copyfile(path, staged / path.name)
+        if folder.exists():
+            shutil.rmtree(folder)
+        staged.rename(folder)
+    return folder
+
+
+def export_hf(inputs: ExportInputs) -> Path:
+    """Write the merged model and the tokenizer as an ordinary transformers folder."""
+    save_merged(inputs.model, inputs.tokenizer, inputs.output)
+    return inputs.output
+
+
+def export_onnx(inputs: ExportInputs) -> Path:
+    """Write the merged model as one ONNX file that takes batches of any size and length.
+
+    Inputs are those that the tokenizer makes, int64 of shape (batch, length); the output is
+    ``logits``, float32 of shape (batch, classes). The file's metadata holds ``labels`` (a JSON
+    list) and ``max_length``. Weights of another dtype are written as float32, since not every
+    runtime computes in half precision. Above 2 GB the weights go into a second file beside it.
+
+    Raises:
+        UserError: If the extra is not installed, or the model cannot be expressed in ONNX.
+    """
+    check_format("onnx")
+    model = inputs.model
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        model = copy.deepcopy(model).float()
+    example = _example(inputs, model)
+    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                _LogitsOnly(model, tuple(example)).eval(),
+                tuple(example.values()),
+                dynamo=True,
+                input_names=list(example),
+                output_names=["logits"],
+                dynamic_shapes=(tuple(dynamic for _ in example),),
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise UserError(
+            Problem(
+                id="export.unsupported",
+                message="`format` must suit the model, but torch.onnx cannot express "
+                f"{type(inputs.model).__name__}: {_first_line(error.__cause__ or error)}",
+                key="format",
+                allowed=", ".join(name for name in EXPORTERS if name != "onnx"),
+                fix="format=hf writes the merged model in its own format",
+            )
+        ) from error
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    _describe(program.model, labels=inputs.labels, max_length=inputs.max_length)
+    with _staged(inputs.output) as staged:
+        weight_bytes = sum(p.numel() * p.element_size() for p in model.state_dict().values())
+        with _quiet():
+            program.save(
+                staged / inputs.output.name, external_data=weight_bytes > _SINGLE_FILE_BYTES
+            )
+        # The graph is moved last, so that its weights are there whenever it is.
+        for path in sorted(staged.iterdir(), key=lambda path: path.name == inputs.output.name):
+            path.replace(inputs.output.parent / path.name)
+    return inputs.output
+
+
+EXPORTERS: dict[str, Callable[[ExportInputs], Path]] = {
+    "peft": export_peft,
+    "hf": export_hf,
+    "onnx": export_onnx,
+}
+
+DEFAULT_NAMES = {"peft": "adapter-peft", "hf": "merged", "onnx": "model.onnx"}
+"""Name in the run directory that each format gets when `output` is not given."""
+
+
+def check_format(format_: str) -> None:
+    """Refuse a format that is unknown or whose packages are missing; quick, so call it first.
+
+    Raises:
+        UserError: In either case.
+    """
+    if format_ not in EXPORTERS:
+        near = nearest_name(format_, EXPORTERS)
+        raise UserError(
+            Problem(
+                id="export.unknown-format",
+                message=f'`format` must be a format that can be written, but is "{format_}".',
+                key="format",
+                allowed=", ".join(EXPORTERS),
+                fix=f'did you mean "{near}"?' if near else None,
+            )
+        )
+    if format_ == "onnx":
+        _check_packages(_ONNX_PACKAGES, needed_by="`format=onnx`", key="format")
+
+
+class OnnxModel:
+    """An exported model, called like the torch model: tensors in, an object with `logits` out.
+
+    Runs on the CPU with as many threads as torch uses. Inputs that the graph does not have are
+    left out; the graph has every input that changes its output.
+
+    Args:
+        path: File that `export_onnx` wrote.
+
+    Attributes:
+        labels: Label names in order.
+        max_length: Tokens that the adapter was trained to read.
+
+    Raises:
+        UserError: If the extra is not installed, or the file is not such a model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        _check_packages(("onnxruntime",), needed_by="An ONNX model", key="exported")
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+            metadata = self._session.get_modelmeta().custom_metadata_map
+            self.labels = tuple(json.loads(metadata["labels"]))
+            self.max_length = int(metadata["max_length"])
+        # The runtime's errors have no base class of their own.
+        except Exception as error:
+            reason = "the file does not exist"
+            if path.is_file():
+                reason = f"{type(error).__name__}: {_first_line(error)}"
+            raise UserError(
+                Problem(
+                    id="export.unreadable",
+                    message=f"`exported` must be an ONNX model that lora-cli wrote, but {path} "
+                    f"is not: {reason}",
+                    key="exported",
+                    fix=f"lora-cli export RUN format=onnx output={path}",
+                )
+            ) from error
+        self._inputs = [argument.name for argument in self._session.get_inputs()]
+
+    def __call__(self, **tensors: torch.Tensor) -> SimpleNamespace:
+        """Return an object whose `logits` has the shape (B, C), float32, on the CPU."""
+        feeds = {name: tensors[name].cpu().numpy() for name in self._inputs}
+        (logits_BC,) = self._session.run(["logits"], feeds)
+        return SimpleNamespace(logits=torch.from_numpy(logits_BC))
+
+
+class _LogitsOnly(nn.Module):
+    """A model whose inputs come by position and whose only output is the logits."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(**dict(zip(self.names, tensors, strict=True))).logits
+        return logits
+
+
+def _example(inputs: ExportInputs, model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return inputs to trace with, in the tokenizer's order.
+
+    They have 2 rows and more than 2 tokens: no size is 1 or equal to another, which a tracer may
+    take for fixed.
+    """
+    example = inputs.example
+    if example is None or example["input_ids"].shape[1] < 3:
+        example = inputs.tokenizer(
+            ["one two three four", "five"], padding=True, return_tensors="pt"
+        )
+    accepted = inspect.signature(model.forward).parameters
+    return {
+        name: torch.cat([example[name], example[name]])[:2].contiguous()
+        for name in inputs.tokenizer.model_input_names
+        if name in example and name in accepted
+    }
+
+
+def _describe(model: Any, *, labels: tuple[str, ...], max_length: int) -> None:
+    """Write the metadata, and remove what the tracer noted: paths and source lines of this machine.
+
+    Args:
+        model: An onnx_ir model, changed in place.
+        labels: Label names in order.
+        max_length: Tokens that the adapter was trained to read.
+    """
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+    model.producer_name = "lora-cli"
+    model.metadata_props["labels"] = json.dumps(labels, ensure_ascii=False)
+    model.metadata_props["max_length"] = str(max_length)
+
+
+@contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """Give an empty folder beside `target`, and remove what is left of it at the end."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = target.parent / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
+    staged.mkdir()
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop progress lines, log messages and warnings of the tracer, which nobody can act on."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            redirect_stdout(StringIO()),
+            redirect_stderr(StringIO()),
+        ):
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _check_packages(names: tuple[str, ...], *, needed_by: str, key: str) -> None:
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            Problem(
+                id="export.missing-extra",
+                message=f"{needed_by} needs the packages {', '.join(names)}, but "
+                f"{', '.join(missing)} cannot be imported.",
+                key=key,
+                fix='pip install "lora-cli[export]"',
+            )
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]

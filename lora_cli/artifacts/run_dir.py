@@ -1,0 +1,231 @@
+"""The run directory: made once, never overwritten by accident, read by every later command."""
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lora_cli.artifacts.commit import replace_file
+from lora_cli.errors import Problem, UserError
+from lora_cli.training.events import EvalDone, Event, StepDone
+
+PACKAGES = ("lora-cli", "torch", "transformers", "datasets", "accelerate", "safetensors")
+
+
+def choose_run_dir(
+    *, directory: str | None, name: str | None, task: str, model: str, suffix: str = ""
+) -> Path:
+    """Return the run directory: `directory` exactly, else runs/<name>, else a name made up.
+
+    A made-up name is ``<task>-<model>-<date-time>`` and is made unique where it is taken.
+    """
+    if directory is not None:
+        return Path(directory)
+    if name is not None:
+        return Path("runs", name + suffix)
+    stem = f"{task}-{model}-{datetime.now():%Y%m%d-%H%M%S}{suffix}"
+    path, number = Path("runs", stem), 2
+    while path.exists():
+        path, number = Path("runs", f"{stem}-{number}"), number + 1
+    return path
+
+
+def check_run_dir(path: Path, *, overwrite: bool, resume: bool) -> None:
+    """Refuse a directory that holds anything, unless it is to be replaced or continued.
+
+    Raises:
+        UserError: If the directory exists and the flags do not allow it; with `--overwrite`, if
+            it is not a run directory, since something else would be deleted.
+    """
+    if path.exists() and not path.is_dir():
+        raise _exists(path, "it is a file", "choose another run.dir")
+    taken = path.exists() and any(entry.name != ".lock" for entry in path.iterdir())
+    is_run = (path / "config.yaml").is_file() and (path / "environment.json").is_file()
+    if taken and overwrite and not is_run:
+        raise _exists(path, "it is not a run directory, so it is not deleted", "choose another")
+    if taken and not overwrite and not resume:
+        fix = "--resume continues it, --overwrite replaces it, run.dir=PATH leaves it alone"
+        raise _exists(path, "it exists", fix)
+    if resume and not is_run:
+        raise UserError(
+            Problem(
+                id="run.nothing-to-resume",
+                message=f"`--resume` needs a run directory, but {path} is none.",
+                key="run.dir",
+                fix="leave --resume out to start the run",
+            )
+        )
+
+
+def _exists(path: Path, why: str, fix: str) -> UserError:
+    return UserError(
+        Problem(
+            id="run.exists",
+            message=f"`run.dir` must be a new or empty folder, but {path} cannot be used: {why}.",
+            key="run.dir",
+            fix=fix,
+        )
+    )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the directory for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        UserError: If another process holds it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode(errors="replace").strip()
+            raise UserError(
+                Problem(
+                    id="run.locked",
+                    message=f"`run.dir` must be free, but {path} is in use by {holder}.",
+                    key="run.dir",
+                    fix="wait for that run to end, or choose another run.dir",
+                )
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def clear_run_dir(path: Path) -> None:
+    """Delete what an earlier run left; `check_run_dir` has said that this is allowed."""
+    for entry in path.iterdir():
+        if entry.name == ".lock":
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def write_description(
+    path: Path, *, recipe: str, config: str, environment: Mapping[str, Any]
+) -> None:
+    """Write recipe.yaml, config.yaml and environment.json."""
+    replace_file(path / "recipe.yaml", recipe.encode())
+    replace_file(path / "config.yaml", config.encode())
+    write_json(path / "environment.json", environment)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the resolved configuration of a run as plain values.
+
+    Raises:
+        UserError: If the file cannot be read as YAML.
+    """
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise UserError(
+            Problem(
+                id="run.config",
+                message=f"config.yaml must be readable, but is not: {error}.",
+                where=str(path),
+                fix="use the run directory as `lora-cli train` wrote it",
+            )
+        ) from error
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write one JSON object, indented, as a whole or not at all."""
+    replace_file(path, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def describe_environment(*, seed: int, device: str, base: Mapping[str, Any]) -> dict[str, Any]:
+    """Return versions, device, seed, the caller's git commit and the base model."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "device": device,
+        "seed": seed,
+        "git_commit": _git_commit(),
+        "base": dict(base),
+        "arguments": sys.argv[1:],
+    }
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the repository that the caller stands in, or None outside of one."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+class MetricsFile:
+    """Listener that appends one JSON line per reported step and evaluation to metrics.jsonl.
+
+    Args:
+        path: File to append to.
+        last_step: Lines after this step are removed first, since a resumed run repeats them.
+    """
+
+    def __init__(self, path: Path, *, last_step: int) -> None:
+        self._path = path
+        lines = read_metrics(path)
+        kept = [line for line in lines if line["step"] <= last_step]
+        replace_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def __call__(self, event: Event) -> None:
+        """Write the event, if it is one that is kept."""
+        if isinstance(event, StepDone) and event.log:
+            self._append(
+                {
+                    "event": "train",
+                    "step": event.step,
+                    "epoch": event.epoch,
+                    "loss": event.loss,
+                    "lr": event.lr,
+                    "grad_norm": event.grad_norm,
+                    "samples_per_second": event.samples_per_second,
+                }
+            )
+        elif isinstance(event, EvalDone):
+            self._append(
+                {
+                    "event": "eval",
+                    "step": event.step,
+                    "metrics": dict(event.metrics),
+                    "is_best": event.is_best,
+                }
+            )
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics file; a last line that was cut off is left out."""
+    lines = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+    return lines

@@ -1,0 +1,137 @@
+"""The texts of `--help`, made from the dataclasses and the config files themselves."""
+
+import inspect
+from collections.abc import Iterable, Iterator
+
+from lora_cli.config.commands import COMMANDS
+from lora_cli.config.groups import default_options, describe_option, group_options
+from lora_cli.config.recipe import shipped_recipes
+from lora_cli.config.schema import Key, iter_keys, short_type, show, variants_of
+
+EXAMPLES = {
+    "train": (
+        "lora-cli train recipes/movie-reviews-minilm.yaml",
+        "lora-cli train model=bert task=sst2 lora.r=16",
+        "lora-cli train model=minilm task.data.path=reviews.csv trainer.epochs=3",
+        "lora-cli train -m recipes/movie-reviews-minilm.yaml lora.r=4,8,16",
+    ),
+    "eval": (
+        "lora-cli eval runs/NAME",
+        "lora-cli eval runs/NAME split=validation --json",
+        "lora-cli eval runs/NAME task.data.path=other.jsonl",
+    ),
+    "predict": (
+        'lora-cli predict runs/NAME text="A warm, funny film."',
+        "lora-cli predict runs/NAME input=new.csv output=out.jsonl",
+        "cat new.jsonl | lora-cli predict runs/NAME > out.jsonl",
+    ),
+    "merge": ("lora-cli merge runs/NAME", "lora-cli merge runs/NAME output=merged/"),
+    "export": (
+        "lora-cli export runs/NAME format=onnx output=model.onnx",
+        "lora-cli export runs/NAME format=peft output=adapter/",
+    ),
+}
+
+FLAGS = (
+    ("--help, -h", "this text"),
+    ("--json", "result as one JSON object on stdout; messages go to stderr"),
+    ("--quiet", "warnings and errors only"),
+    ("--debug", "show tracebacks"),
+    ("--resume", "continue an unfinished run"),
+    ("--overwrite", "replace results that exist"),
+    ("--multirun, -m", "one job for each value of a sweep: lora.r=4,8"),
+    ("--cfg job", "show the composed configuration and run nothing"),
+    ("--info [defaults|...]", "show how the configuration was composed"),
+    ("--config-dir DIR", "config groups of your own"),
+    ("--config-name NAME", "train: a recipe in --config-dir"),
+    ("--hydra-help", "help of Hydra, which composes configurations"),
+    ("--shell-completion install=bash", 'for eval "$(...)": complete with TAB'),
+    ("--version", "show the version"),
+)
+
+_SUBJECTS = {"train": "[RECIPE.yaml]"}
+
+
+def describe_command(command: str) -> str:
+    """Return what a command does, in one line."""
+    return (inspect.getdoc(COMMANDS[command]) or "").partition("\n")[0]
+
+
+def _columns(rows: Iterable[tuple[str, str]], indent: int = 2) -> Iterator[str]:
+    table = list(rows)
+    width = max(len(left) for left, _ in table)
+    for left, right in table:
+        yield f"{' ' * indent}{left:<{width}}  {right}".rstrip()
+
+
+def overview() -> str:
+    """Return the text of `lora-cli --help`."""
+    first = [EXAMPLES[command][0] for command in COMMANDS]
+    first.insert(1, EXAMPLES["train"][1])
+    lines = [
+        "Fine-tune transformers with LoRA from a YAML recipe.",
+        "",
+        "usage: lora-cli COMMAND [SUBJECT] [key=value ...] [flags]",
+        "",
+        "examples:",
+        *(f"  {line}" for line in first),
+        "",
+        "commands (lora-cli COMMAND --help lists all settings):",
+        *_columns((command, describe_command(command)) for command in COMMANDS),
+        "",
+        "flags:",
+        *_columns(FLAGS),
+        "",
+        f"recipes that come with lora-cli: {', '.join(shipped_recipes())}",
+    ]
+    return "\n".join(lines)
+
+
+def _bounds(key: Key) -> str:
+    signs = {"min": ">=", "above": ">", "max": "<=", "below": "<"}
+    return "".join(f" {signs[name]} {key.metadata[name]}" for name in signs if name in key.metadata)
+
+
+def _describe_key(key: Key) -> Iterator[str]:
+    kind = short_type(key.annotation, key.metadata) + _bounds(key)
+    yield f"  {key.name}  ({kind}; default {show(key.default)})"
+    yield f"      {key.help}"
+
+
+def _iter_sections(command: str) -> Iterator[tuple[str, list[Key]]]:
+    """Yield headings with the settings under them; one heading for each variant of a section."""
+    variants = variants_of(command)
+    keys = list(iter_keys(COMMANDS[command]))
+    yield "", [key for key in keys if "." not in key.name]
+    for section in dict.fromkeys(key.name.partition(".")[0] for key in keys if "." in key.name):
+        if section not in variants:
+            yield section, [key for key in keys if key.name.startswith(f"{section}.")]
+            continue
+        for name, cls in variants[section].items():
+            many = len(variants[section]) > 1
+            heading = f"{section}={name}" if many else section
+            yield heading, list(iter_keys(cls, prefix=f"{section}."))
+
+
+def command_help(command: str) -> str:
+    """Return the text of `lora-cli COMMAND --help`."""
+    lines = [
+        describe_command(command),
+        "",
+        f"usage: lora-cli {command} {_SUBJECTS.get(command, 'DIR')} [key=value ...] [flags]",
+        "",
+        "examples:",
+        *(f"  {line}" for line in EXAMPLES[command]),
+    ]
+    if defaults := default_options(command):
+        lines += ["", "config groups (choose with GROUP=OPTION):"]
+    for group, default in defaults.items():
+        lines.append(f"  {group}" + (f"  (default {default})" if default else ""))
+        options = group_options(group).items()
+        lines += _columns(((name, describe_option(path)) for name, path in options), indent=4)
+    for heading, keys in _iter_sections(command):
+        if keys:
+            lines += ["", f"settings{f' of {heading}' if heading else ''}:"]
+            lines += [line for key in keys for line in _describe_key(key)]
+    lines += ["", "flags:", *_columns(FLAGS)]
+    return "\n".join(lines)

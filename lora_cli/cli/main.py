@@ -1,0 +1,138 @@
+"""Entry point: runs one command line and turns whatever happens into text and an exit code."""
+
+import errno
+import importlib
+import importlib.metadata
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from lora_cli.cli.argv import Invocation, split
+from lora_cli.cli.completion import complete
+from lora_cli.cli.help import command_help, overview
+from lora_cli.cli.render import as_json, show_line, show_problems
+from lora_cli.config.composed import Composed
+from lora_cli.errors import LoraCliError, Problem, StorageError
+from lora_cli.log import logger
+
+_STORAGE_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO}
+EXIT_STORAGE = 74
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code.
+
+    Args:
+        argv: Arguments without the name of the program; None takes those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    is_json, is_debug = "--json" in arguments, "--debug" in arguments
+    with _logging(quiet="--quiet" in arguments):
+        try:
+            code = _run(split(arguments))
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            code = EXIT_INTERRUPTED
+            _traceback(is_debug)
+            show_line("interrupted: nothing new was saved")
+        except BrokenPipeError:
+            # Whoever read our output has left; the interpreter must not try to flush it again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = EXIT_STORAGE
+        except Exception as error:  # noqa: BLE001  # the last line of defence
+            _traceback(is_debug)
+            code = _report(error, is_json=is_json)
+    return code
+
+
+def _run(invocation: Invocation) -> int:
+    if invocation.wants == "version":
+        print(f"lora-cli {importlib.metadata.version('lora-cli')}")
+        return 0
+    if invocation.wants == "completion":
+        return complete(invocation.overrides)
+    if invocation.command is None:
+        print(overview())
+        return 0
+    if invocation.wants == "help":
+        print(command_help(invocation.command))
+        return 0
+    return _run_command(invocation, invocation.command)
+
+
+def _run_command(invocation: Invocation, command: str) -> int:
+    # Hydra takes a quarter of a second to import, and help does not need it.
+    from lora_cli.config.launch import run_command
+
+    def job(composed: Composed) -> int:
+        from lora_cli.cli.terminal import Terminal
+
+        options = invocation.options
+        terminal = Terminal(as_json=options.json, quiet=options.quiet)
+        module = importlib.import_module(f"lora_cli.commands.{command}")
+        try:
+            return int(module.run(composed, options, terminal))
+        finally:
+            terminal.close()
+
+    return run_command(
+        command,
+        invocation.overrides,
+        invocation.hydra_flags,
+        recipe=invocation.recipe,
+        job=job,
+    )
+
+
+def _report(error: Exception, *, is_json: bool) -> int:
+    """Show an error on stderr, with `--json` on stdout as well, and return the exit code."""
+    if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
+        place = f" at {error.filename}" if error.filename else ""
+        error = StorageError(
+            Problem(
+                id="io.failed",
+                message=f"Files must be writable, but there was an I/O error{place}:"
+                f" {error.strerror}.",
+                fix="free some space or choose another place; `--resume` continues a run",
+            )
+        )
+    if isinstance(error, LoraCliError):
+        show_problems(error.problems)
+        if is_json:
+            print(as_json(error.problems, error.exit_code))
+        return error.exit_code
+    problem = Problem(
+        id="internal",
+        message=f"This must not happen, but did: {type(error).__name__}: {error}.",
+        fix="this is a bug of lora-cli, please report it; --debug shows the traceback",
+    )
+    show_problems([problem])
+    if is_json:
+        print(as_json([problem], EXIT_BUG))
+    return EXIT_BUG
+
+
+def _traceback(is_debug: bool) -> None:
+    if is_debug:
+        traceback.print_exc()
+
+
+@contextmanager
+def _logging(*, quiet: bool) -> Iterator[None]:
+    """Send our messages to stderr as they are."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before

@@ -1,0 +1,167 @@
+"""Showing what a command does: rich on a terminal, plain lines elsewhere."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from lora_cli.training.events import (
+    EvalDone,
+    EvalProgress,
+    EvalStarted,
+    Event,
+    RunEnded,
+    RunStarted,
+    StepDone,
+)
+
+Item = TypeVar("Item")
+
+# Fewer items than this are done before a bar could be read.
+_WORTH_A_BAR = 2000
+
+
+class Terminal:
+    """Writes messages and progress to stderr, tables and results to stdout.
+
+    Args:
+        as_json: Whether stdout is for one JSON object; tables then go to stderr.
+        quiet: Whether to leave out notes, progress and tables.
+    """
+
+    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+        self._as_json = as_json
+        self._quiet = quiet
+        self._messages = Console(stderr=True, highlight=False, soft_wrap=True)
+        # A table that goes to a file or pipe keeps its width, whatever the terminal's is.
+        width = None if sys.stdout.isatty() else 200
+        self._results = self._messages if as_json else Console(highlight=False, width=width)
+        self._live: Progress | None = None
+        self._train_bar = self._eval_bar = TaskID(0)
+        self._shown = ""
+
+    def note(self, text: str) -> None:
+        """Show one line of information."""
+        if not self._quiet:
+            self._console().print(text, markup=False)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Show a table; the first column is left-aligned, the others right."""
+        if self._quiet:
+            return
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for number, name in enumerate(columns):
+            table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(_plain(cell) for cell in row))
+        self._results.print(table)
+
+    def output(self, text: str) -> None:
+        """Write a line to stdout at once."""
+        print(text, flush=True)
+
+    def result(self, value: dict[str, Any]) -> None:
+        """Write the result as one JSON object, if `--json` asked for it."""
+        if self._as_json:
+            print(json.dumps(value, ensure_ascii=False), flush=True)
+
+    def track(self, label: str, items: Sequence[Item]) -> Iterator[Item]:
+        """Yield the items; show a bar for many of them on a terminal."""
+        if self._quiet or not self._messages.is_terminal or len(items) < _WORTH_A_BAR:
+            yield from items
+            return
+        with self._progress() as progress:
+            yield from progress.track(items, description=label)
+
+    def on_event(self, event: Event) -> None:
+        """Show the training loop: bars that move on a terminal, a line per report elsewhere."""
+        if self._quiet:
+            return
+        match event:
+            case RunStarted():
+                self._start(event)
+            case StepDone():
+                self._step(event)
+            case EvalStarted(rows=rows) if self._live:
+                self._live.reset(self._eval_bar, total=rows, visible=True)
+            case EvalProgress(rows=rows) if self._live:
+                self._live.update(self._eval_bar, completed=rows)
+            case EvalDone():
+                self._evaluated(event)
+            case RunEnded():
+                self.close()
+                self.note(
+                    f"{event.reason} at step {event.step} after {event.seconds:.0f} s, "
+                    f"{event.samples_per_second:.0f} samples/s while training"
+                )
+            case _:
+                pass
+
+    def close(self) -> None:
+        """Take bars off the screen; safe to call at any time."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _console(self) -> Console:
+        return self._messages if self._live is None else self._live.console
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=self._messages,
+            transient=True,
+        )
+
+    def _start(self, event: RunStarted) -> None:
+        self.note(
+            f"training: {event.train_rows:,} rows, {event.steps_per_epoch} steps an epoch, "
+            f"{event.total_steps} steps in all"
+        )
+        self._total = event.total_steps
+        if self._messages.is_terminal:
+            self._live = self._progress()
+            self._train_bar = self._live.add_task(
+                "train", total=event.total_steps, completed=event.first_step, numbers=""
+            )
+            self._eval_bar = self._live.add_task("eval", total=1, visible=False, numbers="")
+            self._live.start()
+
+    def _step(self, event: StepDone) -> None:
+        numbers = (
+            f"loss {event.loss:.4f}  lr {event.lr:.2e}  {event.samples_per_second:.0f} samples/s"
+        )
+        if self._live is not None:
+            self._shown = numbers if event.log or not self._shown else self._shown
+            self._live.update(self._train_bar, completed=event.step, numbers=self._shown)
+        elif event.log:
+            self.note(f"step {event.step}/{self._total}  epoch {event.epoch:.2f}  {numbers}")
+
+    def _evaluated(self, event: EvalDone) -> None:
+        if self._live is not None:
+            self._live.update(self._eval_bar, visible=False)
+        values = "  ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
+        when = "before training" if event.step == 0 else f"step {event.step}"
+        best = "  (best so far)" if event.is_best else ""
+        self.note(f"eval {when}: {values}{best}")
+
+
+def _plain(cell: str) -> str:
+    """Escape what rich would take for markup."""
+    return cell.replace("[", r"\[")

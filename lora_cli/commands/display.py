@@ -1,0 +1,30 @@
+"""What a command may show; `lora_cli.cli.terminal` does the showing."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+from lora_cli.training.events import Event
+
+Item = TypeVar("Item")
+
+
+class Display(Protocol):
+    """The terminal, as a command sees it."""
+
+    def note(self, text: str) -> None:
+        """Show one line of information, on stderr."""
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Show a table of text cells; the first column is left-aligned, the others right."""
+
+    def track(self, label: str, items: Sequence[Item]) -> Iterator[Item]:
+        """Yield the items, and show how far it is where that takes long."""
+
+    def on_event(self, event: Event) -> None:
+        """Show what the training loop does: a progress bar, or plain lines."""
+
+    def output(self, text: str) -> None:
+        """Write a line of the command's result to stdout."""
+
+    def result(self, value: dict[str, Any]) -> None:
+        """Give the whole result as one JSON object; shown on stdout under `--json`."""

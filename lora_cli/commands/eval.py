@@ -1,0 +1,125 @@
+"""`lora-cli eval`: base model, adapter, merged model and export, side by side."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_cli.artifacts.commit import replace_file
+from lora_cli.artifacts.export import OnnxModel
+from lora_cli.artifacts.merged import folder_bytes
+from lora_cli.commands.display import Display
+from lora_cli.commands.opening import Opened, load_merged, open_adapter
+from lora_cli.commands.options import Options
+from lora_cli.commands.preparing import encode_rows
+from lora_cli.commands.reporting import show_comparison, show_report
+from lora_cli.config.commands import EvalConfig
+from lora_cli.config.composed import Composed
+from lora_cli.errors import Problem, UserError
+from lora_cli.lora.merge import merge_lora
+from lora_cli.tasks.contract import Features, Task
+from lora_cli.training.evaluation import Evaluation, evaluate_rows
+from lora_cli.training.runtime import default_device
+
+
+def run(composed: Composed, options: Options, display: Display) -> int:  # noqa: ARG001
+    """Evaluate, show and write the predictions; return the exit code."""
+    config: EvalConfig = composed.config
+    opened = open_adapter(config.from_ or "", base=config.base)
+    splits, task = opened.load_splits(config.task.data)
+    for note in splits.notes:
+        display.note(note)
+    split = _choose_split(config.split, list(splits.rows))
+    rows = splits.rows[split]
+    features = encode_rows(task, rows, split, display)
+
+    models = _models(opened, config)
+    evaluations, sizes = {}, {}
+    for name, load in models.items():
+        model, sizes[name] = load()
+        display.note(f"evaluating {name} on {len(rows):,} rows of {split}")
+        evaluations[name] = _evaluate(task, model, features, config)
+    metrics = {name: evaluation.metrics(task) for name, evaluation in evaluations.items()}
+
+    output = _output(opened, config, split)
+    if output is not None:
+        lines = [
+            json.dumps(task.to_json(prediction), ensure_ascii=False) + "\n"
+            for prediction in evaluations["adapter"].predictions
+        ]
+        output.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(output, "".join(lines).encode())
+    show_report(display, task.report(evaluations["adapter"].predictions))
+    show_comparison(display, split, len(rows), metrics, sizes=sizes)
+    if output is not None:
+        display.note(f"predictions: {output}")
+    display.result({"split": split, "rows": len(rows), **metrics, "bytes": sizes})
+    return 0
+
+
+def _models(
+    opened: Opened, config: EvalConfig
+) -> Mapping[str, Callable[[], tuple[Callable[..., Any], int]]]:
+    """Return the models to evaluate in order, each loaded when its turn comes.
+
+    Base, adapter and merged share the weights in memory, so the order matters.
+    """
+
+    def base() -> tuple[Callable[..., Any], int]:
+        return opened.base.model, _weights_bytes(opened.source.folder)
+
+    def adapter() -> tuple[Callable[..., Any], int]:
+        return opened.attach(), folder_bytes(opened.subject.adapter)
+
+    def merged() -> tuple[Callable[..., Any], int]:
+        if config.merged is not None:
+            return load_merged(opened, config.merged), _weights_bytes(Path(config.merged))
+        model = opened.base.model
+        merge_lora(model)
+        return model, sum(p.numel() * p.element_size() for p in model.parameters())
+
+    def exported() -> tuple[Callable[..., Any], int]:
+        path = Path(config.exported or "")
+        return OnnxModel(path), folder_bytes(path)
+
+    models = {"base": base, "adapter": adapter, "merged": merged}
+    return {**models, "exported": exported} if config.exported is not None else models
+
+
+def _evaluate(
+    task: Task, model: Callable[..., Any], features: list[Features], config: EvalConfig
+) -> Evaluation:
+    device = default_device() if isinstance(model, nn.Module) else torch.device("cpu")
+    return evaluate_rows(task, model, features, batch_size=config.batch_size, device=device)
+
+
+def _choose_split(wanted: str | None, names: list[str]) -> str:
+    """Return `wanted`, or test, or validation, or the only one there is."""
+    usual = [name for name in ("test", "validation", *names) if name in names]
+    split = wanted or usual[0]
+    if split not in names:
+        raise UserError(
+            Problem(
+                id="data.no-such-split",
+                message=f'`split` must be a split of the data, but is "{split}".',
+                key="split",
+                allowed=", ".join(names),
+                fix=f"split={usual[0]}",
+            )
+        )
+    return split
+
+
+def _output(opened: Opened, config: EvalConfig, split: str) -> Path | None:
+    if config.output is not None:
+        return Path(config.output)
+    if opened.subject.run is None:
+        return None
+    return opened.subject.run / "predictions" / f"{split}.jsonl"
+
+
+def _weights_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

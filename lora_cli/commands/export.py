@@ -1,0 +1,62 @@
+"""`lora-cli export`: the adapter or the merged model in a format that other programs read."""
+
+from pathlib import Path
+from typing import Any
+
+from lora_cli.artifacts.export import (
+    DEFAULT_NAMES,
+    EXPORTERS,
+    ExportInputs,
+    OnnxModel,
+    check_format,
+)
+from lora_cli.artifacts.merged import check_output, folder_bytes
+from lora_cli.commands.display import Display
+from lora_cli.commands.merge import write_merged
+from lora_cli.commands.merging import Probe, check_same, merge_with_probe
+from lora_cli.commands.opening import Opened, default_output, open_adapter
+from lora_cli.commands.options import Options
+from lora_cli.config.commands import ExportConfig
+from lora_cli.config.composed import Composed
+
+
+def run(composed: Composed, options: Options, display: Display) -> int:
+    """Export, compare, and return the exit code."""
+    config: ExportConfig = composed.config
+    check_format(config.format_)
+    opened = open_adapter(config.from_ or "", base=config.base)
+    output = default_output(opened.subject, config.output, DEFAULT_NAMES[config.format_])
+    check_output(output, key="output", overwrite=options.overwrite)
+    # The adapter itself is copied as it is: there is nothing to merge or to compare.
+    check_rows = 0 if config.format_ == "peft" else config.check_rows
+    model, probe = merge_with_probe(opened, config.task.data, check_rows=check_rows)
+    if config.format_ == "hf":
+        display.result(write_merged(opened, model, probe, output, display=display))
+        return 0
+    inputs = _inputs(opened, model, probe, output)
+    EXPORTERS[config.format_](inputs)
+    result: dict[str, Any] = {"output": str(output), "format": config.format_}
+    if probe is not None:
+        try:
+            found = check_same(probe, OnnxModel(output), model.dtype, what="exported")
+        except BaseException:
+            output.unlink(missing_ok=True)
+            raise
+        display.note(f"exported against adapter on {probe.split}: {found.text}")
+        result |= found.as_json()
+    size = folder_bytes(output)
+    display.note(f"exported: {output} ({size / 1e6:.1f} MB, {config.format_})")
+    display.result({**result, "bytes": size})
+    return 0
+
+
+def _inputs(opened: Opened, model: Any, probe: Probe | None, output: Path) -> ExportInputs:
+    return ExportInputs(
+        adapter_folder=opened.subject.adapter,
+        model=model.cpu(),
+        tokenizer=opened.tokenizer,
+        labels=tuple(opened.record.state["labels"]),
+        max_length=opened.config.task.max_length,
+        output=output,
+        example=None if probe is None else probe.batches[0]["inputs"],
+    )

@@ -1,0 +1,44 @@
+"""`lora-cli merge`: the adapter added into the base weights, as an ordinary model folder."""
+
+from pathlib import Path
+from typing import Any
+
+from lora_cli.artifacts.merged import check_output, save_merged
+from lora_cli.commands.display import Display
+from lora_cli.commands.merging import Probe, check_same, merge_with_probe
+from lora_cli.commands.opening import Opened, default_output, load_merged, open_adapter
+from lora_cli.commands.options import Options
+from lora_cli.config.commands import MergeConfig
+from lora_cli.config.composed import Composed
+
+
+def run(composed: Composed, options: Options, display: Display) -> int:
+    """Merge, write, read back, compare; return the exit code."""
+    config: MergeConfig = composed.config
+    opened = open_adapter(config.from_ or "", base=config.base)
+    output = default_output(opened.subject, config.output, "merged")
+    check_output(output, key="output", overwrite=options.overwrite)
+    model, probe = merge_with_probe(opened, config.task.data, check_rows=config.check_rows)
+    result = write_merged(opened, model, probe, output, display=display)
+    display.result(result)
+    return 0
+
+
+def write_merged(
+    opened: Opened, model: Any, probe: Probe | None, output: Path, *, display: Display
+) -> dict[str, Any]:
+    """Write the merged model, once what was written says what the adapter says."""
+    result: dict[str, Any] = {
+        "output": str(output),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+    def check(staged: Path) -> None:
+        if probe is not None:
+            found = check_same(probe, load_merged(opened, str(staged)), model.dtype, what="merged")
+            display.note(f"merged against adapter on {probe.split}: {found.text}")
+            result.update(found.as_json())
+
+    size = save_merged(model, opened.tokenizer, output, check=check)
+    display.note(f"merged model: {output} ({size / 1e6:.1f} MB, {result['dtype']})")
+    return {**result, "bytes": size}

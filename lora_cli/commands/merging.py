@@ -1,0 +1,140 @@
+"""Merging an adapter, and proving on real rows that nothing was lost; for merge and export."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lora_cli.commands.opening import Opened
+from lora_cli.config.sections import DataConfig
+from lora_cli.errors import Problem, RunFailedError
+from lora_cli.lora.merge import merge_lora
+from lora_cli.tasks.contract import Batch, Task
+from lora_cli.training.evaluation import evaluating
+from lora_cli.training.runtime import default_device, move_to
+
+# Largest difference that rounding explains, by the bits of the base weights. Below float32 the
+# merged weights are rounded once more than the adapter's, so only the decision is compared.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+SMALLEST_AGREEMENT = 0.999
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """Some real rows, and what the adapter says about them.
+
+    Attributes:
+        task: Runs them.
+        batches: The rows, in batches.
+        outputs: The adapter's output tensors by name, one dict a batch.
+        split: Where the rows are from.
+        rows: Number of rows.
+    """
+
+    task: Task
+    batches: Sequence[Batch]
+    outputs: Sequence[Mapping[str, torch.Tensor]]
+    split: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How far two models are apart on the rows of a probe.
+
+    Attributes:
+        rows: Rows compared.
+        max_abs_difference: Largest difference of any output value.
+        agreement: Share of output vectors whose largest value is at the same place.
+    """
+
+    rows: int
+    max_abs_difference: float
+    agreement: float
+
+    @property
+    def text(self) -> str:
+        """The comparison in one line."""
+        return (
+            f"{self.rows} rows: largest difference {self.max_abs_difference:.2e}, "
+            f"same decision in {100 * self.agreement:.2f} %"
+        )
+
+    def as_json(self) -> dict[str, float]:
+        """Return the numbers by name."""
+        return {
+            "rows": self.rows,
+            "max_abs_difference": self.max_abs_difference,
+            "agreement": self.agreement,
+        }
+
+
+def merge_with_probe(
+    opened: Opened, data: DataConfig, *, check_rows: int
+) -> tuple[Any, Probe | None]:
+    """Return the merged model, and what the adapter said before on `check_rows` rows.
+
+    The rows come from the validation split where there is one. With `check_rows` 0 there is no
+    probe.
+    """
+    if check_rows == 0:
+        model: Any = opened.attach()
+        merge_lora(model)
+        return model, None
+    splits, task = opened.load_splits(data)
+    split = "validation" if "validation" in splits.rows else next(iter(splits.rows))
+    rows = splits.rows[split][:check_rows]
+    features = [task.encode(row) for row in rows]
+    batches = [
+        move_to(task.collate(features[start : start + 16]), default_device())
+        for start in range(0, len(features), 16)
+    ]
+    model = opened.attach()
+    outputs = _run(task, model, batches)
+    merge_lora(model)
+    probe = Probe(task=task, batches=batches, outputs=outputs, split=split, rows=len(rows))
+    return model, probe
+
+
+def check_same(
+    probe: Probe, model: Callable[..., Any], dtype: torch.dtype, *, what: str
+) -> Comparison:
+    """Compare another form of the adapter with the adapter, on the rows of the probe.
+
+    Raises:
+        RunFailedError: If they are further apart than rounding to `dtype` explains.
+    """
+    comparison = _compare(probe, model)
+    tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.float32])
+    near = comparison.max_abs_difference <= tolerance
+    if near and comparison.agreement >= SMALLEST_AGREEMENT:
+        return comparison
+    raise RunFailedError(
+        Problem(
+            id="merge.differs",
+            message=f"The {what} model must say what the adapter says, but does not on "
+            f"{comparison.text}.",
+            allowed=f"a difference of at most {tolerance:g}, the same decision in "
+            f"{100 * SMALLEST_AGREEMENT:g} %",
+            fix="nothing was written; report this with the model that you use",
+        )
+    )
+
+
+def _compare(probe: Probe, model: Callable[..., Any]) -> Comparison:
+    largest, same, vectors = 0.0, 0, 0
+    for expected, found in zip(probe.outputs, _run(probe.task, model, probe.batches), strict=True):
+        for name, value in expected.items():
+            difference = (value.float() - found[name].float().to(value.device)).abs().max()
+            largest = max(largest, float(difference))
+            agree = value.argmax(-1).cpu() == found[name].argmax(-1).cpu()
+            same, vectors = same + int(agree.sum()), vectors + agree.numel()
+    return Comparison(probe.rows, largest, same / vectors)
+
+
+def _run(
+    task: Task, model: Callable[..., Any], batches: Sequence[Batch]
+) -> list[Mapping[str, torch.Tensor]]:
+    with evaluating(model), torch.inference_mode():
+        return [task.forward(model, batch).outputs for batch in batches]

@@ -1,0 +1,220 @@
+"""Opening base models and adapters: the steps that several commands share."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lora_cli.artifacts.adapter import RECORD, AdapterRecord, Subject, find_subject, load_adapter
+from lora_cli.artifacts.peft_format import PeftAdapter
+from lora_cli.artifacts.run_dir import read_config
+from lora_cli.config.commands import TrainConfig
+from lora_cli.config.decode import decode
+from lora_cli.config.sections import DataConfig
+from lora_cli.data.types import Splits
+from lora_cli.errors import Problem, UserError
+from lora_cli.lora.inject import freeze_base, inject_lora, saved_modules
+from lora_cli.lora.state import load_adapter_state
+from lora_cli.lora.targets import is_inside, match_targets
+from lora_cli.models.base import BaseModel, check_vocabulary, load_base, load_tokenizer
+from lora_cli.models.sources import ModelSource, resolve_model
+from lora_cli.tasks.contract import Family, Task
+from lora_cli.tasks.table import FAMILIES
+from lora_cli.training.runtime import default_device
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opened:
+    """An adapter and its base, with the adapter not yet in the model.
+
+    Attributes:
+        subject: Where the adapter and its run are.
+        config: The configuration that it was trained with.
+        record: What the adapter folder says about itself.
+        adapter: Settings and tensors.
+        source: The base model on disk.
+        base: The base model in memory, on `device`, with the head as it was before training.
+        tokenizer: The base model's.
+        task: The task, ready to encode rows.
+    """
+
+    subject: Subject
+    config: TrainConfig
+    record: AdapterRecord
+    adapter: PeftAdapter
+    source: ModelSource
+    base: BaseModel
+    tokenizer: Any
+    task: Task
+
+    @property
+    def family(self) -> Family:
+        """The task family."""
+        return FAMILIES[self.config.task.family]
+
+    def attach(self) -> nn.Module:
+        """Put the adapter into the base model, strictly, and return it."""
+        model, adapter = self.base.model, self.adapter
+        new = saved_modules(model, self.base.new_keys, ())
+        lacking = [name for name in new if not is_inside(name, adapter.saved_modules)]
+        if lacking:
+            raise UserError(
+                Problem(
+                    id="adapter.no-head",
+                    message="The adapter must hold every module that the base model lacks, but "
+                    f"{', '.join(lacking)} is not in it.",
+                    where=str(self.subject.adapter),
+                    fix="train again: such a module would be random",
+                )
+            )
+        names = match_targets(
+            model,
+            targets=adapter.targets,
+            exclude=adapter.exclude,
+            saved_modules=adapter.saved_modules,
+        )
+        inject_lora(model, names, r=adapter.r, alpha=adapter.alpha, dropout=adapter.dropout)
+        freeze_base(model, adapter.saved_modules)
+        load_adapter_state(
+            model, adapter.state, adapter.saved_modules, where=str(self.subject.adapter)
+        )
+        placed: nn.Module = model.to(default_device())
+        return placed
+
+    def load_splits(self, data: DataConfig) -> tuple[Splits, Task]:
+        """Read labelled rows, and return them with the task that encodes them.
+
+        They are those that the adapter was trained and validated on, or those of `data` where it
+        names a path.
+        """
+        config = self.config.task
+        if data.path is not None:
+            config = replace(config, data=data)
+            splits, state = self.family.load_more(config, self.record.state, seed=self.config.seed)
+            return splits, self.family.build(config, state, self.tokenizer)
+        if config.data.path is None:
+            raise UserError(
+                Problem(
+                    id="adapter.no-data",
+                    message="`task.data.path` must say where labelled rows are, since the adapter "
+                    "folder does not.",
+                    key="task.data.path",
+                    fix="task.data.path=FILE",
+                )
+            )
+        return self.family.load(config, seed=self.config.seed), self.task
+
+
+def open_adapter(path: str, *, base: str | None) -> Opened:
+    """Read an adapter and load its base model.
+
+    Args:
+        path: Run or adapter directory.
+        base: Where the base model is now; None goes by the adapter.
+
+    Raises:
+        UserError: If anything is missing or damaged, or the base is not the one recorded.
+    """
+    subject = find_subject(path)
+    adapter, record = load_adapter(subject.adapter)
+    config = _training_config(record, subject)
+    source = resolve_model(base or config.model.path or "", revision=config.model.revision)
+    _check_base(source, record, subject)
+    family = FAMILIES[config.task.family]
+    loaded = load_base(
+        source,
+        auto_class=family.auto_class,
+        options=family.model_options(record.state),
+        dtype=config.model.dtype,
+        seed=config.seed,
+    )
+    loaded.model.to(default_device())
+    tokenizer = load_tokenizer(source)
+    check_vocabulary(tokenizer, loaded.model, source)
+    return Opened(
+        subject=subject,
+        config=config,
+        record=record,
+        adapter=adapter,
+        source=source,
+        base=loaded,
+        tokenizer=tokenizer,
+        task=family.build(config.task, record.state, tokenizer),
+    )
+
+
+def load_merged(opened: Opened, path: str) -> Any:
+    """Load a merged model from its folder alone, as any program would.
+
+    Raises:
+        UserError: If its head is not that of this adapter.
+    """
+    loaded = load_base(
+        resolve_model(path, revision=None),
+        auto_class=opened.family.auto_class,
+        options={},
+        dtype="auto",
+        seed=opened.config.seed,
+    )
+    labels = opened.family.model_options(opened.record.state)["id2label"]
+    if loaded.new_keys or loaded.model.config.id2label != labels:
+        raise UserError(
+            Problem(
+                id="eval.not-merged",
+                message="`merged` must be this adapter merged into its base, but "
+                f"{path} has another head.",
+                key="merged",
+                fix=f"lora-cli merge {opened.subject.adapter} output={path}",
+            )
+        )
+    return loaded.model.to(default_device())
+
+
+def _check_base(source: ModelSource, record: AdapterRecord, subject: Subject) -> None:
+    """Refuse a base whose weights are not those that the adapter was trained on."""
+    if source.sha256 != record.base.get("sha256"):
+        raise UserError(
+            Problem(
+                id="adapter.other-base",
+                message=f"The base model must have the weights that the adapter was trained on, "
+                f"but {source.name} has others.",
+                where=str(subject.adapter),
+                allowed=f"{record.base.get('name')} with sha256 {record.base.get('sha256')}",
+                fix="base=DIR with the folder or hub id of that model",
+            )
+        )
+
+
+def _training_config(record: AdapterRecord, subject: Subject) -> TrainConfig:
+    """Return the configuration of the adapter; a run's own copy knows where its data is."""
+    where, plain = subject.adapter / RECORD, dict(record.config)
+    if subject.run is not None:
+        where = subject.run / "config.yaml"
+        plain = read_config(where)
+    config, problems = decode(TrainConfig, plain)
+    if config is None:
+        raise UserError([replace(problem, where=str(where)) for problem in problems])
+    trained: TrainConfig = config
+    return trained
+
+
+def default_output(subject: Subject, output: str | None, name: str) -> Path:
+    """Return where a command writes: `output`, or `name` in the run directory.
+
+    Raises:
+        UserError: If neither is known.
+    """
+    if output is not None:
+        return Path(output)
+    if subject.run is None:
+        raise UserError(
+            Problem(
+                id="output.missing",
+                message="`output` must say where to write, since the adapter is in no run "
+                "directory.",
+                key="output",
+                fix=f"output={name}",
+            )
+        )
+    return subject.run / name

@@ -1,0 +1,131 @@
+"""`lora-cli predict`: labels for new rows, streamed in the order of the input."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from lora_cli.artifacts.merged import check_output
+from lora_cli.commands.display import Display
+from lora_cli.commands.opening import open_adapter
+from lora_cli.commands.options import Options
+from lora_cli.config.commands import PredictConfig
+from lora_cli.config.composed import Composed
+from lora_cli.data.files import iter_rows
+from lora_cli.data.types import Row
+from lora_cli.errors import Problem, RunFailedError, UserError
+from lora_cli.tasks.contract import Task
+from lora_cli.training.evaluation import evaluate_rows
+from lora_cli.training.runtime import default_device
+
+
+def run(composed: Composed, options: Options, display: Display) -> int:
+    """Predict every row of the input; return the exit code."""
+    config: PredictConfig = composed.config
+    rows = _rows(config)
+    first = next(rows, None)
+    if first is None:
+        raise UserError(
+            Problem(
+                id="predict.no-rows",
+                message="`input` must hold at least one row, but is empty.",
+                key="input",
+                fix="give a file with rows, or text=TEXT",
+            )
+        )
+    output = None if config.output == "-" else Path(config.output)
+    if output is not None:
+        check_output(output, key="output", overwrite=options.overwrite)
+    opened = open_adapter(config.from_ or "", base=config.base)
+    state = opened.family.bind_columns(list(first.values), opened.record.state, where=first.source)
+    opened.family.check_row(first, state)
+    task = opened.family.build(opened.config.task, state, opened.tokenizer)
+    model = opened.attach()
+    reader = _Reader(chain([first], rows), lambda row: opened.family.check_row(row, state))
+    count = 0
+    with _writer(output, display) as write:
+        while chunk := reader.take(config.batch_size):
+            for line in _predict(chunk, task, model, config.batch_size):
+                write(line)
+            count += len(chunk)
+    if reader.problems:
+        kept = Problem(
+            id="predict.incomplete",
+            message=f"Every row must be predicted, but only the first {count:,} were.",
+            where=str(output or "standard output"),
+            fix="correct the row above and predict again",
+        )
+        raise RunFailedError([*reader.problems, kept])
+    if output is not None:
+        display.note(f"{count:,} predictions: {output}")
+        display.result({"predictions": count, "output": str(output)})
+    return 0
+
+
+class _Reader:
+    """Takes rows in chunks; the first bad row ends the input, and is kept for the end."""
+
+    def __init__(self, rows: Iterator[Row], check: Callable[[Row], None]) -> None:
+        self.problems: tuple[Problem, ...] = ()
+        self._rows = self._checked(rows, check)
+
+    def _checked(self, rows: Iterator[Row], check: Callable[[Row], None]) -> Iterator[Row]:
+        try:
+            for row in rows:
+                check(row)
+                yield row
+        except UserError as error:
+            self.problems = error.problems
+
+    def take(self, size: int) -> list[Row]:
+        """Return up to `size` further rows; none at the end."""
+        return list(islice(self._rows, size))
+
+
+def _rows(config: PredictConfig) -> Iterator[Row]:
+    """Return the rows to predict, read as they are needed."""
+    if config.text is not None:
+        return iter([Row("1", {"text": config.text}, "text", 1)])
+    layout = None if config.format_ == "auto" else config.format_
+    if config.input_ == "-":
+        return iter_rows(sys.stdin.buffer, layout=layout)
+    return iter_rows(Path(config.input_), layout=layout)
+
+
+def _predict(
+    rows: Sequence[Row], task: Task, model: Callable[..., Any], batch_size: int
+) -> Iterator[str]:
+    """Yield one line of JSON a row: the prediction, and the input's own columns.
+
+    A column of the input that has the name of a prediction key is kept as ``input_<name>``.
+    """
+    features = [task.encode(row) for row in rows]
+    evaluation = evaluate_rows(
+        task, model, features, batch_size=batch_size, device=default_device()
+    )
+    for row, prediction in zip(rows, evaluation.predictions, strict=True):
+        line = task.to_json(prediction)
+        own = dict(row.values)
+        line["id"] = own.pop("id", line["id"])
+        for name, value in own.items():
+            line[f"input_{name}" if name in line else name] = value
+        yield json.dumps(line, ensure_ascii=False)
+
+
+@contextmanager
+def _writer(output: Path | None, display: Display) -> Iterator[Callable[[str], None]]:
+    """Give a function that writes a line at once, so that a reader can follow."""
+    if output is None:
+        yield display.output
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w", encoding="utf-8") as file:
+
+        def write(line: str) -> None:
+            file.write(line + "\n")
+            file.flush()
+
+        yield write

@@ -1,0 +1,131 @@
+"""Numbers for people: comparison tables, scores by class, what model card and report hold."""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lora_cli.artifacts.adapter import AdapterRecord
+from lora_cli.artifacts.card import CardData
+from lora_cli.artifacts.peft_format import PeftAdapter
+from lora_cli.artifacts.report import ReportData
+from lora_cli.artifacts.run_dir import PACKAGES, read_metrics
+from lora_cli.commands.display import Display
+from lora_cli.config.commands import TrainConfig
+
+ORDER = ("base", "adapter", "merged", "exported")
+
+
+def show_comparison(
+    display: Display,
+    split: str,
+    rows: int,
+    metrics: Mapping[str, Mapping[str, float]],
+    *,
+    sizes: Mapping[str, int] | None = None,
+) -> None:
+    """Show one row for each form of the model, one column for each metric."""
+    models = [name for name in ORDER if name in metrics]
+    names = list(dict.fromkeys(name for model in models for name in metrics[model]))
+    columns = ["model", *names, *(["size on disk"] if sizes else [])]
+    table = []
+    for model in models:
+        cells = [f"{metrics[model][name]:.4f}" if name in metrics[model] else "" for name in names]
+        table.append([model, *cells, *([f"{sizes[model] / 1e6:.1f} MB"] if sizes else [])])
+    display.table(f"{split} ({rows:,} rows)", columns, table)
+
+
+def show_report(display: Display, report: Mapping[str, Any]) -> None:
+    """Show the scores of each class, and their averages."""
+    lines = list(zip(report["labels"], report["classes"], strict=True))
+    lines += [("macro average", report["macro"]), ("weighted average", report["weighted"])]
+    table = [
+        [
+            name,
+            *(f"{line[score]:.4f}" for score in ("precision", "recall", "f1")),
+            f"{line['support']:,}",
+        ]
+        for name, line in lines
+    ]
+    display.table("adapter, by class", ["class", "precision", "recall", "f1", "rows"], table)
+
+
+def card_data(
+    config: TrainConfig, record: AdapterRecord, adapter: PeftAdapter, *, name: str
+) -> CardData:
+    """Gather what the model card says."""
+    return CardData(
+        name=name,
+        base=adapter.base_name or "",
+        base_sha256=str(record.base["sha256"]),
+        task_type=adapter.task_type,
+        labels=tuple(record.state.get("labels", ())),
+        split=str(record.metrics["split"]),
+        rows=int(record.metrics["rows"]),
+        before=record.metrics["base"],
+        after=record.metrics["adapter"],
+        lora=_lora_settings(config),
+        training=_training_settings(config),
+        versions={package: version(package) for package in PACKAGES},
+    )
+
+
+def report_data(
+    path: Path,
+    config: TrainConfig,
+    *,
+    result: Mapping[str, Any],
+    details: Mapping[str, Any],
+    notes: Sequence[str],
+) -> ReportData:
+    """Gather what report.html shows, curves from the run's metrics.jsonl."""
+    lines = read_metrics(path / "metrics.jsonl")
+    train = [line for line in lines if line["event"] == "train"]
+    evaluations = [line for line in lines if line["event"] == "eval"]
+    name = result["metric"]["name"]
+    return ReportData(
+        name=path.resolve().name,
+        settings={
+            "model": config.model.hub_id or config.model.path or "",
+            "data": config.task.data.path or "",
+            **_lora_settings(config),
+            **_training_settings(config),
+            "trained parameters": f"{result['trainable_parameters']:,}",
+            "adapter size": f"{result['adapter_bytes'] / 1e6:.2f} MB",
+            "time": f"{result['seconds']:.0f} s, {result['samples_per_second']:.0f} samples/s",
+        },
+        split="validation",
+        rows=sum(line["support"] for line in details["classes"]),
+        metrics={form: result[form] for form in ORDER if form in result},
+        losses=[(line["step"], line["loss"]) for line in train],
+        learning_rates=[(line["step"], line["lr"]) for line in train],
+        metric=name,
+        evaluations=[(line["step"], line["metrics"][name]) for line in evaluations],
+        labels=details["labels"],
+        confusion=details["confusion"],
+        classes=details["classes"],
+        averages={name: details[name] for name in ("macro", "weighted")},
+        notes=notes,
+    )
+
+
+def _lora_settings(config: TrainConfig) -> dict[str, str]:
+    targets = config.lora.targets
+    return {
+        "lora.r": str(config.lora.r),
+        "lora.alpha": f"{config.lora.alpha:g}",
+        "lora.dropout": f"{config.lora.dropout:g}",
+        "lora.targets": targets if isinstance(targets, str) else ", ".join(targets),
+    }
+
+
+def _training_settings(config: TrainConfig) -> dict[str, str]:
+    trainer = config.trainer
+    length = f"{trainer.max_steps} steps" if trainer.max_steps else f"{trainer.epochs} epochs"
+    return {
+        "length": length,
+        "trainer.global_batch_size": str(trainer.global_batch_size),
+        "optimizer": f"{config.optimizer.name}, lr {config.optimizer.lr:g}",
+        "scheduler": config.scheduler.name,
+        "seed": str(config.seed),
+    }

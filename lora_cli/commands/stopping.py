@@ -1,0 +1,40 @@
+"""Stop requests: Ctrl-C and the signals by which schedulers end a job."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from lora_cli.commands.display import Display
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Whether somebody asked the run to stop; calling it tells."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._asked = False
+
+    def __call__(self) -> bool:
+        """Return whether a signal has arrived."""
+        return self._asked
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self._asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked = True
+        self._display.note(
+            f"{signal.Signals(number).name}: saving after this step; Ctrl-C again stops at once"
+        )
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals over, and give them back at the end."""
+        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,118 @@
+"""Settings of optimizers and learning-rate schedules; one dataclass for each choice."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdamWConfig:
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+
+    name: Literal["adamw"] = "adamw"
+    """Optimizer."""
+
+    lr: float = field(default=1e-3, metadata={"above": 0})
+    """Peak learning rate."""
+
+    weight_decay: float = field(default=0.0, metadata={"min": 0})
+    """Decoupled weight decay of matrices; biases and norms have none."""
+
+    betas: tuple[float, float] = field(default=(0.9, 0.999), metadata={"min": 0, "below": 1})
+    """Decay of the running means of the gradient and of its square."""
+
+    eps: float = field(default=1e-8, metadata={"above": 0})
+    """Added to the denominator."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SgdConfig:
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"] = "sgd"
+    """Optimizer."""
+
+    lr: float = field(default=0.1, metadata={"above": 0})
+    """Peak learning rate."""
+
+    weight_decay: float = field(default=0.0, metadata={"min": 0})
+    """Weight decay of matrices; biases and norms have none."""
+
+    momentum: float = field(default=0.9, metadata={"min": 0, "below": 1})
+    """Share of the last update that is kept."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdafactorConfig:
+    """Adafactor (Shazeer and Stern 2018, arXiv:1804.04235): factored second moments."""
+
+    name: Literal["adafactor"] = "adafactor"
+    """Optimizer."""
+
+    lr: float = field(default=1e-2, metadata={"above": 0})
+    """Peak learning rate, relative to the root mean square of each parameter."""
+
+    weight_decay: float = field(default=0.0, metadata={"min": 0})
+    """Weight decay of matrices; biases and norms have none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinearConfig:
+    """Warm up, then fall in a straight line to zero at the last step."""
+
+    name: Literal["linear"] = "linear"
+    """Shape of the learning rate over the run."""
+
+    warmup_steps: int | None = field(default=None, metadata={"min": 0})
+    """Steps from zero up to the peak; used instead of warmup_ratio when given."""
+
+    warmup_ratio: float = field(default=0.06, metadata={"min": 0, "max": 1})
+    """Share of all steps used to warm up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CosineConfig:
+    """Warm up, then fall along half a cosine to zero at the last step."""
+
+    name: Literal["cosine"] = "cosine"
+    """Shape of the learning rate over the run."""
+
+    warmup_steps: int | None = field(default=None, metadata={"min": 0})
+    """Steps from zero up to the peak; used instead of warmup_ratio when given."""
+
+    warmup_ratio: float = field(default=0.06, metadata={"min": 0, "max": 1})
+    """Share of all steps used to warm up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConstantConfig:
+    """Warm up, then stay at the peak."""
+
+    name: Literal["constant"] = "constant"
+    """Shape of the learning rate over the run."""
+
+    warmup_steps: int | None = field(default=None, metadata={"min": 0})
+    """Steps from zero up to the peak; used instead of warmup_ratio when given."""
+
+    warmup_ratio: float = field(default=0.0, metadata={"min": 0, "max": 1})
+    """Share of all steps used to warm up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolynomialConfig:
+    """Warm up, then fall as (1 - progress) ** power to zero at the last step."""
+
+    name: Literal["polynomial"] = "polynomial"
+    """Shape of the learning rate over the run."""
+
+    warmup_steps: int | None = field(default=None, metadata={"min": 0})
+    """Steps from zero up to the peak; used instead of warmup_ratio when given."""
+
+    warmup_ratio: float = field(default=0.06, metadata={"min": 0, "max": 1})
+    """Share of all steps used to warm up."""
+
+    power: float = field(default=2.0, metadata={"above": 0})
+    """Exponent of the fall; 1 is linear."""
+
+
+OptimizerConfig = AdamWConfig | SgdConfig | AdafactorConfig
+SchedulerConfig = LinearConfig | CosineConfig | ConstantConfig | PolynomialConfig

@@ -1,0 +1,188 @@
+"""Every setting of lora-cli: frozen dataclasses that hold each default exactly once.
+
+The string under a field is its `--help` text (read from this file's syntax tree, since Python
+does not keep it). A trailing underscore keeps a field from shadowing a Python name: the key of
+`from_` is `from`. `metadata` of a field may hold:
+
+* ``min``, ``max``, ``above``, ``below``: bounds of a number (``above`` and ``below`` are strict);
+* ``text=True``: the value is taken literally on the command line, whatever characters it has;
+* ``path=True``: implies text; a relative path in a recipe is relative to the recipe's folder.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def path_field() -> Any:
+    """A file, folder or source that may be left out."""
+    return field(default=None, metadata={"path": True, "text": True})
+
+
+def text_field() -> Any:
+    """A name or text that may be left out and is taken literally on the command line."""
+    return field(default=None, metadata={"text": True})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The pretrained base model, whose weights stay frozen."""
+
+    path: str | None = path_field()
+    """Hub id, local folder, or pkg://package/folder for weights that an installed package ships."""
+
+    revision: str | None = text_field()
+    """Branch, tag or commit on the hub; null takes the default branch."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the frozen weights; auto keeps the stored one. The adapter is float32."""
+
+    sha256: str | None = text_field()
+    """Expected sha256 of the weights; a base with other weights is refused."""
+
+    hub_id: str | None = text_field()
+    """Hub name of the same weights, written into adapters so that others can find their base."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Where the rows are and what their columns are called."""
+
+    path: str | None = path_field()
+    """Hub data set, file (jsonl json csv tsv parquet), or folder of train/validation/test files."""
+
+    name: str | None = text_field()
+    """Configuration of a hub data set, such as sst2 of nyu-mll/glue."""
+
+    revision: str | None = text_field()
+    """Branch, tag or commit of a hub data set."""
+
+    text_column: str | None = text_field()
+    """Column with the text; null takes the first that exists of text, sentence, content, ..."""
+
+    text_pair_column: str | None = text_field()
+    """Column with a second text; null means single texts."""
+
+    label_column: str | None = text_field()
+    """Column with the label; null takes the first that exists of label, labels, class, ..."""
+
+    label_names: tuple[str, ...] | None = None
+    """Label names in order; null sorts the labels found in train. Names integer labels 0, 1, ..."""
+
+    train_split: str = field(default="train", metadata={"text": True})
+    """Split to train on."""
+
+    validation_split: str | float | None = None
+    """Split name, or a fraction to cut from train; null looks for one, else cuts 0.1."""
+
+    test_split: str | float | None = None
+    """Split name, a fraction to cut from train, or "none"; null looks for one."""
+
+    max_train_rows: int | None = field(default=None, metadata={"min": 1})
+    """Train on at most this many rows, drawn at random by the seed."""
+
+    max_eval_rows: int | None = field(default=None, metadata={"min": 1})
+    """Validate and test on at most this many rows each, drawn at random by the seed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextClassificationConfig:
+    """One label for each text, or for each pair of texts."""
+
+    family: Literal["text_classification"] = "text_classification"
+    """Task family: decides head, loss, metrics and columns."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+    max_length: int = field(default=128, metadata={"min": 4})
+    """Tokens to keep of each row; longer rows are cut, and the number cut is reported."""
+
+    metric: Literal["accuracy", "macro_f1", "matthews_correlation"] = "accuracy"
+    """Metric that selects the best checkpoint; all of them are reported."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraConfig:
+    """Which layers get an adapter, and how large it is."""
+
+    r: int = field(default=8, metadata={"min": 1})
+    """Rank of the update. Memory and file size grow in proportion."""
+
+    alpha: float = field(default=16.0, metadata={"above": 0})
+    """Strength of the update: it is multiplied by alpha / r."""
+
+    dropout: float = field(default=0.0, metadata={"min": 0, "below": 1})
+    """Chance of zeroing an input element of the update, in training only."""
+
+    targets: tuple[str, ...] | Literal["auto", "all-linear"] = "auto"
+    """Last parts of layer names, or globs; auto: the usual ones, all-linear: all but the head."""
+
+    exclude: tuple[str, ...] = ()
+    """Layers to leave out of targets, named in the same way."""
+
+    modules_to_save: tuple[str, ...] = ()
+    """Modules trained and saved whole, besides every newly initialised one (such as the head)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EarlyStoppingConfig:
+    """End the run when the metric has stopped improving."""
+
+    patience: int | None = field(default=None, metadata={"min": 1})
+    """Evaluations in a row without improvement that end the run; null never ends it."""
+
+    threshold: float = field(default=0.0, metadata={"min": 0})
+    """Smallest change of the metric that counts as improvement."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerConfig:
+    """How long to train, in what batches, and when to evaluate and save."""
+
+    epochs: int = field(default=3, metadata={"min": 1})
+    """Passes over the training rows."""
+
+    max_steps: int | None = field(default=None, metadata={"min": 1})
+    """Optimizer steps to run; used instead of epochs when given."""
+
+    global_batch_size: int = field(default=32, metadata={"min": 1})
+    """Rows of one optimizer step, over all processes and micro-batches."""
+
+    micro_batch_size: int | None = field(default=None, metadata={"min": 1})
+    """Rows in memory at once on each process; null takes all of them. Gradients do not change."""
+
+    eval_batch_size: int = field(default=64, metadata={"min": 1})
+    """Rows in memory at once when evaluating."""
+
+    eval_steps: int | Literal["epoch"] = field(default="epoch", metadata={"min": 1})
+    """Evaluate every so many optimizer steps, or after every epoch; always at the end."""
+
+    save_steps: int | Literal["epoch"] = field(default="epoch", metadata={"min": 1})
+    """Save a checkpoint every so many optimizer steps, or after every epoch; always at the end."""
+
+    keep_checkpoints: int = field(default=2, metadata={"min": 2})
+    """Newest checkpoints to keep, besides the best."""
+
+    log_steps: int = field(default=10, metadata={"min": 1})
+    """Report loss, learning rate and speed every so many optimizer steps."""
+
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """Number format of the forward and backward pass (autocast); fp16 needs a GPU."""
+
+    max_grad_norm: float | None = field(default=1.0, metadata={"above": 0})
+    """Scale a longer gradient down to this length; null does not."""
+
+    overfit_rows: int | None = field(default=None, metadata={"min": 1})
+    """Train and validate on the same first rows: a sound setup reaches a loss near zero."""
+
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Where the results go."""
+
+    dir: str | None = path_field()
+    """Run directory; null makes one under runs/."""
+
+    name: str | None = text_field()
+    """Name of the run directory under runs/; null makes one of task, model and time."""

@@ -1,0 +1,225 @@
+"""Which rows train, validate and test.
+
+A family calls `choose_splits`, then checks columns and learns label names from all of the rows,
+then calls `limit_rows`: a small subset must not decide which labels there are.
+"""
+
+import random
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lora_cli.config.sections import DataConfig
+from lora_cli.data.types import Row
+from lora_cli.errors import Problem, UserError, nearest_name
+
+DEFAULT_FRACTION = 0.1
+
+_VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+_TEST_NAMES = ("test",)
+
+RowsBySplit = dict[str, tuple[Row, ...]]
+
+
+def choose_splits(
+    rows: Mapping[str, tuple[Row, ...]],
+    config: DataConfig,
+    *,
+    seed: int,
+    label_of: Callable[[Row], Any],
+) -> tuple[RowsBySplit, tuple[str, ...]]:
+    """Pick train, validation and, where there is one, test; cut what is missing from train.
+
+    A cut takes the same share of every label, leaves each label at least one row in train, and
+    depends on `seed` and the order of the rows alone.
+
+    Args:
+        rows: Every split that was found.
+        config: Names or fractions of the splits.
+        seed: Decides which rows are cut.
+        label_of: What to balance a cut by; any value, compared as text.
+
+    Returns:
+        The rows under "train", "validation" and, if any, "test"; and one sentence for each
+        decision that the user did not spell out.
+
+    Raises:
+        UserError: If a split that is named does not exist, a fraction is out of range, or train
+            is too small to be cut.
+    """
+    wanted = {
+        "validation": _resolve_split(rows, config.validation_split, config, _VALIDATION_NAMES),
+        "test": _resolve_split(rows, config.test_split, config, _TEST_NAMES),
+    }
+    if wanted["validation"] is None:
+        wanted["validation"] = DEFAULT_FRACTION
+    problems = _check_splits(rows, config, wanted)
+    if problems:
+        raise UserError(problems)
+    train = rows[config.train_split]
+    whole = len(train)
+    chosen: RowsBySplit = {}
+    notes: list[str] = []
+    for split in ("test", "validation"):
+        source = wanted[split]
+        if isinstance(source, float):
+            train, chosen[split] = _cut(
+                train, round(source * whole), split=split, seed=seed, label_of=label_of
+            )
+            notes.append(
+                f"{split}: {len(chosen[split])} rows cut from {config.train_split} "
+                f"({100 * source:g} %, by label, seed {seed})"
+            )
+        elif source is not None:
+            chosen[split] = rows[source]
+            if source != split:
+                notes.append(f"{split}: the {len(rows[source])} rows of split {source}")
+    order = ("validation", "test")
+    named = {split: chosen[split] for split in order if split in chosen}
+    return {"train": train, **named}, tuple(reversed(notes))
+
+
+def _resolve_split(
+    rows: Mapping[str, tuple[Row, ...]],
+    value: str | float | None,
+    config: DataConfig,
+    usual: tuple[str, ...],
+) -> str | float | None:
+    """Return a split name, a fraction, or None if there is no such split."""
+    if value is None:
+        found = (name for name in usual if name in rows and name != config.train_split)
+        return next(found, None)
+    if value == "none" and usual == _TEST_NAMES and "none" not in rows:
+        return None
+    return value if isinstance(value, str) else float(value)
+
+
+def _check_splits(
+    rows: Mapping[str, tuple[Row, ...]],
+    config: DataConfig,
+    wanted: Mapping[str, str | float | None],
+) -> list[Problem]:
+    names = list(rows)
+    problems = _check_named("train", config.train_split, names)
+    for split, source in wanted.items():
+        key = f"task.data.{split}_split"
+        if isinstance(source, str):
+            problems += _check_named(split, source, names)
+            if source == config.train_split:
+                message = f"`{key}` must be another split than train, but is {source} as well."
+                fix = f"{key}=0.1 cuts a tenth from train"
+                problems.append(
+                    Problem(id="data.split-is-train", message=message, key=key, fix=fix)
+                )
+        elif source is not None and not 0 < source < 1:
+            problems.append(
+                Problem(
+                    id="data.bad-fraction",
+                    message=f"`{key}` must be a fraction between 0 and 1, but is {source:g}.",
+                    key=key,
+                    allowed="a split name, or a number above 0 and below 1",
+                    fix=f"{key}=0.1",
+                )
+            )
+    return problems
+
+
+def _check_named(split: str, name: str, names: list[str]) -> list[Problem]:
+    if name in names:
+        return []
+    key = f"task.data.{split}_split"
+    return [
+        Problem(
+            id="data.no-such-split",
+            message=f"`{key}` must name a split of the data, but there is no {name}.",
+            key=key,
+            allowed=", ".join(names),
+            fix=f"{key}={nearest_name(name, names) or names[0]}",
+        )
+    ]
+
+
+def _cut(
+    rows: tuple[Row, ...],
+    count: int,
+    *,
+    split: str,
+    seed: int,
+    label_of: Callable[[Row], Any],
+) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """Return (rows that stay, `count` rows cut off), both in the given order."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        places[str(label_of(row))].append(place)
+    shares = _share_out(max(count, 1), {label: len(group) for label, group in places.items()})
+    generator = random.Random(f"{seed}/{split}")
+    cut: set[int] = set()
+    for label in sorted(places):
+        cut.update(generator.sample(places[label], shares[label]))
+    if not cut:
+        raise UserError(
+            Problem(
+                id="data.too-few-rows",
+                message=f"`train` must have enough rows to cut {split} from, but has {len(rows)}.",
+                key=f"task.data.{split}_split",
+                allowed="two rows of one label, at least",
+                fix=f"add rows, or name a split: task.data.{split}_split=NAME",
+            )
+        )
+    stay = tuple(row for place, row in enumerate(rows) if place not in cut)
+    return stay, tuple(row for place, row in enumerate(rows) if place in cut)
+
+
+def _share_out(count: int, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Divide `count` in proportion to `sizes` by largest remainder, leaving one in each group."""
+    total = sum(sizes.values())
+    exact = {label: count * size / total for label, size in sizes.items()}
+    shares = {label: min(int(exact[label]), sizes[label] - 1) for label in sizes}
+    room = total - len(sizes)
+    # Labels that hit their limit leave more than one round of remainders to the others.
+    while sum(shares.values()) < min(count, room):
+        open_labels = (label for label in sizes if shares[label] < sizes[label] - 1)
+        shares[min(open_labels, key=lambda label: (shares[label] - exact[label], label))] += 1
+    return shares
+
+
+def limit_rows(
+    splits: Mapping[str, tuple[Row, ...]], config: DataConfig, *, seed: int
+) -> tuple[RowsBySplit, tuple[str, ...]]:
+    """Draw at most `max_train_rows` and `max_eval_rows` rows of each split, in their order."""
+    limited: RowsBySplit = {}
+    notes: list[str] = []
+    for split, rows in splits.items():
+        most = config.max_train_rows if split == "train" else config.max_eval_rows
+        if most is None or len(rows) <= most:
+            limited[split] = rows
+            continue
+        drawn = sorted(random.Random(f"{seed}/{split}/rows").sample(range(len(rows)), most))
+        limited[split] = tuple(rows[place] for place in drawn)
+        notes.append(f"{split}: {most} of {len(rows)} rows drawn (seed {seed})")
+    return limited, tuple(notes)
+
+
+def overlap_notes(splits: Mapping[str, tuple[Row, ...]], columns: Sequence[str]) -> tuple[str, ...]:
+    """Return a sentence for each split that has texts of train in it, with their number.
+
+    Texts are equal if they differ in case, white space and compatible characters only.
+    """
+    seen = {_normalise(row, columns) for row in splits["train"]}
+    notes = []
+    for split, rows in splits.items():
+        if split == "train":
+            continue
+        count = sum(_normalise(row, columns) in seen for row in rows)
+        if count:
+            notes.append(
+                f"{split}: {count} of {len(rows)} rows have the text of a row of train, "
+                "on which scores say little"
+            )
+    return tuple(notes)
+
+
+def _normalise(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
+    texts = (str(row.values.get(column)) for column in columns)
+    return tuple(" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in texts)

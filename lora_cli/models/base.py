@@ -1,0 +1,246 @@
+"""Base models and tokenizers, loaded from a checked folder without network or foreign code."""
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.utils import logging as chatter
+
+from lora_cli.errors import Problem, UserError
+from lora_cli.models.sources import KEY, ModelSource
+
+# What transformers raises for folders that it cannot make sense of.
+_LOADING_ERRORS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OSError,
+    RuntimeError,
+    ImportError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A pretrained model, in evaluation mode.
+
+    Attributes:
+        model: The model with the task's head.
+        new_keys: Names of parameters that the checkpoint does not have, or has in another
+            shape, sorted: they start from random values and must be trained and saved.
+    """
+
+    model: Any
+    new_keys: tuple[str, ...]
+
+
+def load_tokenizer(source: ModelSource) -> Any:
+    """Load the tokenizer of a base model.
+
+    A tokenizer without a padding token, as decoders have, pads with its end-of-sequence token;
+    padded positions are then told by the attention mask, never by the token.
+
+    Raises:
+        UserError: If it cannot be loaded, or has no token to pad with.
+    """
+    try:
+        with _silence():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                source.folder, local_files_only=True, trust_remote_code=False
+            )
+    # The Rust library raises a bare Exception for a tokenizer.json that it cannot read.
+    except Exception as error:
+        rule, finding = "with a tokenizer that transformers can load", _first_line(error)
+        raise UserError(_problem("bad-tokenizer", rule, finding, source)) from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            rule, finding = "whose tokenizer can pad", "it has no padding and no end token"
+            raise UserError(_problem("no-padding", rule, finding, source))
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(
+    source: ModelSource, *, auto_class: str, options: Mapping[str, Any], dtype: str, seed: int
+) -> BaseModel:
+    """Load a base model with the head of a task.
+
+    Random values of new parameters depend on `seed` alone; the caller's random state is kept.
+
+    Args:
+        source: Folder that `resolve_model` checked.
+        auto_class: Name of a transformers Auto class, such as AutoModelForTokenClassification.
+        options: Further arguments of `from_pretrained`, such as id2label.
+        dtype: "float32", "bfloat16", "float16", or "auto" for the stored one.
+        seed: Decides the start of new parameters.
+
+    Raises:
+        UserError: If transformers cannot load it, the weights are not those of the architecture
+            or are not finite, or the labels contradict those of the checkpoint.
+    """
+    stored = _load_config(source)
+    factory = getattr(transformers, auto_class)
+    with _silence(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model, info = factory.from_pretrained(
+                source.folder,
+                output_loading_info=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                **options,
+            )
+        except _LOADING_ERRORS as error:
+            raise UserError(_loading_problem(error, source, auto_class)) from error
+    mismatched = {entry[0] for entry in info["mismatched_keys"]}
+    new_keys = tuple(sorted(set(info["missing_keys"]) | mismatched))
+    problems = [
+        *_check_backbone(model, new_keys, mismatched, source),
+        *_check_finite(model, source),
+        *_check_labels(stored, options, model, new_keys),
+    ]
+    if problems:
+        raise UserError(problems)
+    return BaseModel(model.eval(), new_keys)
+
+
+def check_vocabulary(tokenizer: Any, model: nn.Module, source: ModelSource) -> None:
+    """Check that the model has an embedding for every token of its tokenizer.
+
+    Raises:
+        UserError: If it has not.
+    """
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]  # of transformers
+    rows = embeddings.weight.shape[0]
+    if len(tokenizer) > rows:
+        rule = "whose tokenizer belongs to the model"
+        finding = f"there are {len(tokenizer)} tokens for {rows} embeddings"
+        raise UserError(_problem("other-tokenizer", rule, finding, source))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep progress bars and warnings of transformers from the terminal; errors still raise."""
+    level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        chatter.set_verbosity(level)
+        if bars:
+            chatter.enable_progress_bar()
+
+
+def _problem(kind: str, rule: str, finding: str, source: ModelSource) -> Problem:
+    return Problem(
+        id=f"model.{kind}",
+        message=f"`{KEY}` must name a model {rule}, but {finding}.",
+        key=KEY,
+        where=str(source.folder),
+        fix="download the model again, or name another: model=minilm",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    text = lines[0][:200].rstrip(".:") if lines else type(error).__name__
+    return f"it does not load ({text})"
+
+
+def _load_config(source: ModelSource) -> Any:
+    try:
+        with _silence():
+            return transformers.AutoConfig.from_pretrained(
+                source.folder, local_files_only=True, trust_remote_code=False
+            )
+    # Validation of a configuration may raise classes of huggingface_hub's own.
+    except Exception as error:
+        rule = "of an architecture that transformers has built in"
+        raise UserError(_problem("bad-config", rule, _first_line(error), source)) from error
+
+
+def _loading_problem(error: Exception, source: ModelSource, auto_class: str) -> Problem:
+    if "Unrecognized configuration class" in str(error):
+        rule = f"that {auto_class} can load"
+        return _problem("wrong-architecture", rule, "its architecture has no such head", source)
+    return _problem("does-not-load", "that transformers can load", _first_line(error), source)
+
+
+def _check_backbone(
+    model: Any, new_keys: tuple[str, ...], mismatched: set[str], source: ModelSource
+) -> list[Problem]:
+    """Return a problem if more than heads and poolers would start from random values."""
+    prefix = model.base_model_prefix + "."
+    inside = [key for key in new_keys if key.startswith(prefix)]
+    # A layer has a number in its name, an embedding says so; a pooler is neither.
+    lost = [key for key in inside if key in mismatched or re.search(r"\.\d+\.|embed", key.lower())]
+    if not lost:
+        return []
+    rule = "whose weights belong to its config.json"
+    finding = f"{len(lost)} of its tensors are missing or of another shape, such as {lost[0]}"
+    return [_problem("incomplete-weights", rule, finding, source)]
+
+
+def _check_finite(model: nn.Module, source: ModelSource) -> list[Problem]:
+    bad = [
+        name
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    ]
+    if not bad:
+        return []
+    rule, finding = "with finite weights", f"NaN or infinity is in {', '.join(bad[:5])}"
+    return [_problem("not-finite", rule, finding, source)]
+
+
+def _check_labels(
+    stored: Any, options: Mapping[str, Any], model: Any, new_keys: tuple[str, ...]
+) -> list[Problem]:
+    """Return a problem if a head is taken over whose outputs have other names, or another order."""
+    wanted_by_id = options.get("id2label")
+    names_by_id = getattr(stored, "id2label", None)
+    prefix = model.base_model_prefix + "."
+    if not wanted_by_id or not names_by_id or len(wanted_by_id) != len(names_by_id):
+        return []
+    if any(not key.startswith(prefix) for key in new_keys):
+        return []
+    names = [str(names_by_id[index]) for index in sorted(names_by_id)]
+    wanted = [str(wanted_by_id[index]) for index in sorted(wanted_by_id)]
+    if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+        return []
+    folded = [[name.casefold() for name in side] for side in (wanted, names)]
+    if folded[0] == folded[1]:
+        return []
+    same_set = sorted(folded[0]) == sorted(folded[1])
+    relabelled = (
+        sorted(wanted, key=lambda name: folded[1].index(name.casefold())) if same_set else names
+    )
+    fix = f"task.data.label_names=[{','.join(relabelled)}]"
+    if not same_set:
+        fix += " and these labels in the data, or a base model without a head"
+    finding = "another order" if same_set else "other names"
+    return [
+        Problem(
+            id="model.other-labels",
+            message=(
+                f"`task.data.label_names` must be the labels of the model's head, "
+                f"but {', '.join(wanted[:20])} has {finding} than {', '.join(names[:20])}."
+            ),
+            key="task.data.label_names",
+            allowed=", ".join(names[:20]),
+            fix=fix,
+        )
+    ]

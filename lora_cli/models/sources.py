@@ -1,0 +1,305 @@
+"""Where a base model is, and whether its folder can be trusted as data. Does not import torch."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_cli import packages
+from lora_cli.errors import Problem, UserError
+
+KEY = "model.path"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_CONFIGS = (
+    "config.json",
+    "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "generation_config.json",
+)
+# Keys by which a folder asks for code to be run, or for weights that are not plain tensors.
+_CODE_KEYS = re.compile(r"auto_map|trust_remote_code|\w*implementation\w*internal\w*")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "spm.model",
+)
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A checked folder with a base model.
+
+    Attributes:
+        folder: Where the files are.
+        name: The source as the user wrote it.
+        revision: Commit of a model from the hub, else None.
+        sha256: Hash of the weights: of the file, or, where they are in several, of the lines
+            "name sha256" of all of them in order of name.
+    """
+
+    folder: Path
+    name: str
+    revision: str | None
+    sha256: str
+
+
+def resolve_model(path: str, *, revision: str | None = None, tokenizer: bool = True) -> ModelSource:
+    """Find a base model and check its folder, without loading it.
+
+    Args:
+        path: Local folder, pkg://package/folder, or hub id; an existing folder comes first.
+        revision: Branch, tag or commit on the hub.
+        tokenizer: Whether the folder must hold a tokenizer.
+
+    Raises:
+        UserError: If there is no such model, the hub cannot be reached, or the folder lacks
+            files or asks for more than data.
+    """
+    local = _resolve_folder(path)
+    if local is None:
+        folder = _download(path, revision)
+        commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else revision
+    else:
+        folder, commit = local, None
+    problems = list(_check_folder(folder, tokenizer=tokenizer))
+    if problems:
+        raise UserError(problems)
+    return ModelSource(folder, path, commit, hash_weights(folder))
+
+
+def check_sha256(source: ModelSource, expected: str | None) -> None:
+    """Compare the weights with a recorded hash; None accepts any.
+
+    Raises:
+        UserError: If they differ.
+    """
+    if expected is None or expected.lower() == source.sha256:
+        return
+    raise UserError(
+        Problem(
+            id="model.other-weights",
+            message=(
+                f"`{KEY}` must hold the weights with sha256 {expected[:16]}..., but {source.name} "
+                f"has {source.sha256[:16]}...."
+            ),
+            key=KEY,
+            where=str(source.folder),
+            fix="name the folder with the original weights, or the revision that was used",
+        )
+    )
+
+
+def _resolve_folder(path: str) -> Path | None:
+    if path.startswith(packages.PREFIX):
+        return packages.resolve_package_path(path, key=KEY)
+    folder = Path(path).expanduser()
+    if path and folder.is_dir():
+        return folder
+    if path and folder.exists():
+        message = f'`{KEY}` must name a folder, but "{path}" is a file.'
+    elif path and path[0] not in "./~\\" and _HUB_ID.fullmatch(path):
+        return None
+    else:
+        message = f'`{KEY}` must name a folder, but there is no such folder: "{path}".'
+    raise UserError(
+        Problem(
+            id="model.no-such-folder",
+            message=message,
+            key=KEY,
+            allowed="a folder, a hub id such as google-bert/bert-base-uncased, or pkg://...",
+            fix=f"{KEY}=DIR, or model=minilm",
+        )
+    )
+
+
+def _download(path: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(
+            snapshot_download(
+                path, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        raise UserError(_unreachable(path)) from error
+    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        wanted = f'"{path}"' if revision is None else f'"{path}" at revision {revision}'
+        reason = "its licence has not been accepted" if isinstance(error, GatedRepoError) else ""
+        raise UserError(
+            Problem(
+                id="model.not-on-hub",
+                message=(
+                    f"`{KEY}` must name a model that you may read, but the hub has no {wanted}"
+                    f"{' for you: ' + reason if reason else ''}."
+                ),
+                key=KEY,
+                fix="check the name, or log in with `hf auth login` if the model is private",
+            )
+        ) from error
+    # The HTTP library's errors are not OSErrors, and which library it is depends on the version.
+    except Exception as error:
+        raise UserError(_unreachable(path)) from error
+
+
+def _unreachable(path: str) -> Problem:
+    return Problem(
+        id="model.hub-unreachable",
+        message=(
+            f"`{KEY}` must name a model that can be read, but the hub cannot be reached and "
+            f'"{path}" is not in its cache.'
+        ),
+        key=KEY,
+        allowed="a folder, a model in the hub cache (HF_HOME), or pkg://package/folder",
+        fix=f"{KEY}=DIR, or model=minilm for a model that needs no hub",
+    )
+
+
+def _problem(kind: str, rule: str, finding: str, *, folder: Path, fix: str) -> Problem:
+    message = f"`{KEY}` must name a folder {rule}, but {finding}."
+    return Problem(id=f"model.{kind}", message=message, key=KEY, where=str(folder), fix=fix)
+
+
+def _check_folder(folder: Path, *, tokenizer: bool) -> Iterator[Problem]:
+    """Yield everything that keeps a folder from being a base model."""
+    if (folder / "adapter_config.json").exists():
+        yield _problem(
+            "is-adapter",
+            "with a base model",
+            "this one holds an adapter",
+            folder=folder,
+            fix=f"{KEY}=BASE; to use the adapter: lora-cli eval from={folder}",
+        )
+        return
+    if not (folder / "config.json").is_file():
+        rule, finding = "with a config.json", "there is none"
+        fix = "name the folder that save_pretrained wrote"
+        yield _problem("no-config", rule, finding, folder=folder, fix=fix)
+    for name in _CONFIGS:
+        if (folder / name).is_file():
+            yield from _check_config(folder, name)
+    yield from _check_weights(folder)
+    if tokenizer and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        rule, finding = "with a tokenizer", "no tokenizer file is there"
+        fix = "copy tokenizer.json and tokenizer_config.json of the model into the folder"
+        yield _problem("no-tokenizer", rule, finding, folder=folder, fix=fix)
+
+
+def _check_config(folder: Path, name: str) -> Iterator[Problem]:
+    try:
+        config = json.loads((folder / name).read_bytes())
+    except (ValueError, RecursionError, OSError) as error:
+        rule, finding = f"with a {name} in JSON", f"it cannot be read ({error})"
+        yield _problem("bad-config", rule, finding, folder=folder, fix="download it again")
+        return
+    if not isinstance(config, dict):
+        rule, finding = f"with an object in {name}", "another value is there"
+        yield _problem("bad-config", rule, finding, folder=folder, fix="download it again")
+        return
+    keys = set(_iter_keys(config))
+    code = sorted(key for key in keys if _CODE_KEYS.fullmatch(key))
+    if code:
+        rule = "that holds data only"
+        finding = f"{name} asks to run code of its own ({', '.join(code)})"
+        fix = "use a model whose architecture transformers has built in"
+        yield _problem("asks-for-code", rule, finding, folder=folder, fix=fix)
+    if "quantization_config" in keys:
+        rule, finding = "with plain weights", f"{name} says that they are quantized"
+        fix = "use the model as it was before quantization"
+        yield _problem("quantized", rule, finding, folder=folder, fix=fix)
+
+
+def _iter_keys(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _iter_keys(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _iter_keys(item)
+
+
+def _check_weights(folder: Path) -> Iterator[Problem]:
+    from safetensors import SafetensorError, safe_open
+
+    rule = f"with weights in {WEIGHTS}"
+    if not (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file():
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+        finding, fix = "there are none", "download the weights as well"
+        if pickles:
+            finding = f"it holds {pickles[0]}, a format that can run code when it is read"
+            fix = (
+                "convert it where you trust it: AutoModel.from_pretrained(DIR)"
+                ".save_pretrained(NEW_DIR) writes safetensors"
+            )
+        yield _problem("no-weights", rule, finding, folder=folder, fix=fix)
+        return
+    try:
+        names = weight_files(folder)
+    except (ValueError, RecursionError, OSError) as error:
+        finding = f"{INDEX} cannot be used ({error})"
+        yield _problem("bad-index", rule, finding, folder=folder, fix="download it again")
+        return
+    for name in names:
+        if not (folder / name).is_file():
+            finding = f"{name} is missing, which {INDEX} lists"
+            yield _problem("missing-shard", rule, finding, folder=folder, fix=f"download {name}")
+            continue
+        try:
+            with safe_open(folder / name, framework="np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            finding = f"{name} is damaged ({error})"
+            fix = f"download {name} again"
+            yield _problem("damaged-weights", rule, finding, folder=folder, fix=fix)
+
+
+def weight_files(folder: Path) -> tuple[str, ...]:
+    """Return the names of the weight files, sorted: one, or those that the index lists.
+
+    Raises:
+        ValueError: If the index is no index, or names something other than a file in `folder`.
+    """
+    if (folder / WEIGHTS).is_file():
+        return (WEIGHTS,)
+    index = json.loads((folder / INDEX).read_bytes())
+    mapping = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(mapping, dict) or not mapping:
+        raise ValueError("it has no weight_map")
+    names = set(mapping.values())
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", name):
+            raise ValueError(f"it names {name!r}, which is not a plain file name")
+    return tuple(sorted(names))
+
+
+def hash_weights(folder: Path) -> str:
+    """Return the sha256 of the weights; see `ModelSource.sha256`."""
+    names = weight_files(folder)
+    hashes = []
+    for name in names:
+        with (folder / name).open("rb") as stream:
+            hashes.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    if names == (WEIGHTS,):
+        return hashes[0]
+    lines = "".join(f"{name} {digest}\n" for name, digest in zip(names, hashes, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -1,0 +1,116 @@
+"""What a task family must provide; the training loop and every command see nothing else of it.
+
+A family adds one file beside this one and one row in `lora_cli.tasks.table`. It decides what a row
+looks like, how it becomes a batch, what is computed on it and what the outputs mean. It may run the
+model in any way inside `forward`: on packed tokens, on some positions only, with a sampled
+negative, by generating. The trainer knows none of it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from lora_cli.data.types import Row, Splits
+
+Features = dict[str, Any]
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one forward pass gives.
+
+    Attributes:
+        loss_sum: Scalar, float32: sum of the loss over the supervised items of the batch. The
+            trainer alone divides, by the count over the whole optimizer step and all processes.
+        count: Number of supervised items (rows, tokens, pairs), weighted as the loss weights them.
+        outputs: Tensors that `decode` needs, detached or not, with the batch dimension first.
+    """
+
+    loss_sum: torch.Tensor
+    count: float
+    outputs: Mapping[str, torch.Tensor]
+
+
+class Task(Protocol):
+    """A family bound to its configuration, to what the data taught it, and to a processor."""
+
+    metric: str
+    """Name of the metric that selects the best checkpoint; a key of what `metrics` returns."""
+
+    greater_is_better: bool
+    """Whether a larger value of `metric` is an improvement."""
+
+    couples_rows: bool
+    """Whether the loss of a row depends on the other rows of its batch."""
+
+    def encode(self, row: Row) -> Features:
+        """Turn one row into model inputs; pure, so that its result may be cached.
+
+        Returns a dict with `id`, `length` (a cost, used to put rows of like size together) and
+        whatever `collate` reads.
+
+        Raises UserError that names the row if it cannot be encoded.
+        """
+
+    def collate(self, features: Sequence[Features]) -> Batch:
+        """Stack encoded rows into one batch; `batch["ids"]` holds the row ids in order."""
+
+    def forward(self, model: Callable[..., Any], batch: Batch) -> StepOutput:
+        """Run the model on one batch and return the summed loss, the count and the outputs."""
+
+    def decode(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[Any]:
+        """Turn the outputs of a batch into one prediction a row, each with its row id."""
+
+    def metrics(self, predictions: Sequence[Any]) -> dict[str, float]:
+        """Compute every metric of the family, once, from all predictions of a split."""
+
+    def report(self, predictions: Sequence[Any]) -> dict[str, Any]:
+        """Compute the details that a person reads: per-class scores, a confusion matrix."""
+
+    def to_json(self, prediction: Any) -> dict[str, Any]:
+        """Turn a prediction into plain JSON values for a line of a predictions file."""
+
+
+class Family(Protocol):
+    """One row of the table of families: stateless, knows how to start a task."""
+
+    auto_class: str
+    """Name of the transformers class that loads a base model with this family's head."""
+
+    task_type: str | None
+    """PEFT's name for the kind of task; null where PEFT's wrappers would add wrong inputs."""
+
+    def load(self, config: Any, *, seed: int) -> Splits:
+        """Read and check the rows, and learn what the task needs to know from them.
+
+        Raises UserError with every problem of the data that was found.
+        """
+
+    def load_more(
+        self, config: Any, state: Mapping[str, Any], *, seed: int
+    ) -> tuple[Splits, Mapping[str, Any]]:
+        """Read and check labelled rows for a task that has learned its state already.
+
+        Nothing is learned from them and no split is cut; the second value is the state with the
+        columns of these rows. Raises UserError as `load` does.
+        """
+
+    def bind_columns(
+        self, columns: Sequence[str], state: Mapping[str, Any], *, where: str
+    ) -> Mapping[str, Any]:
+        """Return the state for rows without labels that have these columns.
+
+        Raises UserError if a column that the task reads is missing.
+        """
+
+    def check_row(self, row: Row, state: Mapping[str, Any]) -> None:
+        """Raise UserError if the task cannot predict this row."""
+
+    def model_options(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return keyword arguments for `from_pretrained`, such as the number of labels."""
+
+    def build(self, config: Any, state: Mapping[str, Any], processor: Any) -> Task:
+        """Bind the family to its configuration, to a saved state and to a tokenizer."""

@@ -1,0 +1,159 @@
+"""What the training loop tells the rest of the program, as plain values.
+
+The checkpointer, the metrics file and the progress display are listeners: functions that take one
+event. A listener never gets the trainer, so it cannot change the run.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands; everything that resuming needs besides tensors.
+
+    Attributes:
+        step: Optimizer steps done.
+        samples: Rows consumed since the start, over all processes; the position in the order.
+        best_metric: Best value of the selecting metric so far, or None before an evaluation.
+        best_step: Step that reached it.
+        evaluations_without_improvement: Count for early stopping.
+    """
+
+    step: int = 0
+    samples: int = 0
+    best_metric: float | None = None
+    best_step: int | None = None
+    evaluations_without_improvement: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """A checkpoint in memory.
+
+    Attributes:
+        progress: Position and best metric.
+        adapter: Trained tensors by name.
+        optimizer: Moments by "<parameter name>/<moment name>".
+    """
+
+    progress: Progress
+    adapter: Mapping[str, torch.Tensor]
+    optimizer: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """Training is about to begin.
+
+    Attributes:
+        first_step: Steps done already; above 0 when the run resumes.
+        total_steps: Optimizer steps of the whole run.
+        steps_per_epoch: Optimizer steps of one pass over the rows.
+        train_rows: Rows of one pass.
+    """
+
+    first_step: int
+    total_steps: int
+    steps_per_epoch: int
+    train_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """One optimizer step, sent every step; `log` marks those that `trainer.log_steps` reports.
+
+    Attributes:
+        step: Optimizer steps done.
+        epoch: Passes over the rows done, as a fraction.
+        loss: Mean loss per supervised item since the last reported step.
+        lr: Learning rate of this step.
+        grad_norm: Length of the gradient before clipping.
+        samples_per_second: Rows per second since the last reported step, evaluation excluded.
+        log: Whether `trainer.log_steps` asks to report this step.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    lr: float
+    grad_norm: float
+    samples_per_second: float
+    log: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EvalStarted:
+    """An evaluation begins.
+
+    Attributes:
+        step: Optimizer steps done.
+        rows: Rows to evaluate.
+    """
+
+    step: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvalProgress:
+    """Some more rows are evaluated.
+
+    Attributes:
+        rows: Rows done so far.
+    """
+
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvalDone:
+    """An evaluation has ended.
+
+    Attributes:
+        step: Optimizer steps done; 0 for the base model before training.
+        metrics: Every metric by name, `loss` among them.
+        metric: Name of the selecting metric.
+        is_best: Whether this is the best value so far.
+        adapter: Trained tensors by name, when `is_best`; empty otherwise.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+    metric: str
+    is_best: bool
+    adapter: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointDue:
+    """The state should be saved now.
+
+    Attributes:
+        state: What to save.
+    """
+
+    state: TrainState
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """Training has ended.
+
+    Attributes:
+        step: Optimizer steps done.
+        reason: "finished", "early stopping" or "stopped on request".
+        seconds: Wall time of this session, evaluation included.
+        samples_per_second: Rows trained per second, evaluation excluded.
+    """
+
+    step: int
+    reason: str
+    seconds: float
+    samples_per_second: float
+
+
+Event = RunStarted | StepDone | EvalStarted | EvalProgress | EvalDone | CheckpointDue | RunEnded
+Listener = Callable[[Event], None]

@@ -1,0 +1,132 @@
+"""Model cards, read back by a YAML parser and a Markdown parser."""
+
+import ast
+import dataclasses
+import re
+
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+
+from lora_cli.artifacts.card import CardData, model_card, public_name
+
+CARD = CardData(
+    name="movie-reviews",
+    base="sentence-transformers/all-MiniLM-L6-v2",
+    base_sha256="ab" * 32,
+    task_type="SEQ_CLS",
+    labels=("negative", "positive"),
+    split="validation",
+    rows=1061,
+    before={"accuracy": 0.4986, "loss": 0.69},
+    after={"accuracy": 0.8362, "loss": 0.37},
+    lora={"lora.r": "8", "lora.targets": "query, value"},
+    training={"optimizer.lr": "0.001"},
+    versions={"lora-cli": "0.1.0", "torch": "2.13.0"},
+)
+HOSTILE = "</td><script>x</script> [a](http://e) ![i](http://e) `b` **c** | d \" ' \\ \n\n# e\n---"
+
+
+def parts(text: str) -> tuple[dict[str, object], str]:
+    _, front, body = text.split("---\n", 2)
+    return yaml.safe_load(front), body
+
+
+def html_of(body: str) -> str:
+    return MarkdownIt("commonmark", {"html": True}).enable("table").render(body)
+
+
+def code_of(text: str) -> str:
+    tokens = MarkdownIt().parse(parts(text)[1])
+    (code,) = [token.content for token in tokens if token.info == "python"]
+    return code
+
+
+def test_front_matter_is_what_hubs_read() -> None:
+    front, _ = parts(model_card(CARD))
+    assert front == {
+        "base_model": "sentence-transformers/all-MiniLM-L6-v2",
+        "library_name": "peft",
+        "tags": ["lora", "lora-cli"],
+        "pipeline_tag": "text-classification",
+    }
+
+
+def test_body_says_what_was_trained_and_how_well() -> None:
+    html = html_of(parts(model_card(CARD))[1])
+    assert "<td>accuracy</td>\n<td>0.4986</td>\n<td>0.8362</td>" in html
+    assert "1061 rows of the validation split" in html
+    assert "<code>negative</code>, <code>positive</code>" in html
+    assert "<td><code>lora.targets</code></td>\n<td><code>query, value</code></td>" in html
+    assert "torch 2.13.0" in html
+    assert "ab" * 32 in html
+
+
+def test_code_sample_is_python_with_the_labels_in_order() -> None:
+    code = code_of(model_card(CARD))
+    ast.parse(code)
+    assert "AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)" in code
+    assert 'labels = ["negative", "positive"]' in code
+
+
+def test_other_tasks_have_no_pipeline_tag() -> None:
+    text = model_card(dataclasses.replace(CARD, task_type=None, labels=()))
+    front, body = parts(text)
+    assert "pipeline_tag" not in front
+    assert "## Labels" not in body
+    ast.parse(code_of(text))
+
+
+@pytest.mark.parametrize(
+    "field", ["name", "base", "base_sha256", "labels", "split", "after", "lora", "versions"]
+)
+def test_hostile_text_stays_text(field: str) -> None:
+    value: object = HOSTILE
+    if field == "labels":
+        value = (HOSTILE, "``` x", "`", "")
+    elif field == "after":
+        value = {HOSTILE: 0.5}
+    elif field in ("lora", "versions"):
+        value = {HOSTILE: HOSTILE}
+    clean, changed = model_card(CARD), model_card(dataclasses.replace(CARD, **{field: value}))
+    front, body = parts(changed)
+    assert set(front) == {"base_model", "library_name", "tags", "pipeline_tag"}
+    html = html_of(body)
+    for tag in ("<script", "<a ", "<img", "<strong", "<em"):
+        assert tag not in html
+    assert html.count("<h") == html_of(parts(clean)[1]).count("<h"), "a heading was injected"
+    ast.parse(code_of(changed))
+    table = re.findall(r"<tr>(.*?)</tr>", html, re.DOTALL)
+    assert {row.count("<td>") for row in table if "<td>" in row} == {2, 3}
+
+
+@pytest.mark.parametrize("label", ["`", "``` x", "a`b", " a ", "a\\", "<b>", "ärger"])
+def test_labels_are_shown_as_they_are(label: str) -> None:
+    body = parts(model_card(dataclasses.replace(CARD, labels=(label, "other"))))[1]
+    inline = [token for token in MarkdownIt().parse(body) if token.type == "inline"]
+    spans = [child.content for token in inline for child in token.children or []]
+    assert label in spans
+
+
+def test_no_path_of_the_machine() -> None:
+    text = model_card(
+        dataclasses.replace(CARD, base="/home/me/models/tiny", name="/home/me/runs/first")
+    )
+    assert "/home" not in text
+    assert parts(text)[0]["base_model"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        ("bert-base-uncased", "bert-base-uncased"),
+        ("a/b", "a/b"),
+        ("../b", "b"),
+        ("a/b/c", "c"),
+        ("C:\\models\\x", "x"),
+        ("/", "model"),
+        ("~/x", "x"),
+    ],
+)
+def test_public_name(name: str, public: str) -> None:
+    assert public_name(name) == public

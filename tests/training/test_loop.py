@@ -1,0 +1,212 @@
+import importlib.util
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from lora_cli.errors import RunFailedError
+from lora_cli.tasks.contract import StepOutput
+from lora_cli.training.events import (
+    CheckpointDue,
+    EvalDone,
+    Event,
+    RunEnded,
+    RunStarted,
+    StepDone,
+    TrainState,
+)
+from lora_cli.training.order import step_rows
+
+_spec = importlib.util.spec_from_file_location(
+    "loop_support", Path(__file__).with_name("support.py")
+)
+assert _spec is not None
+assert _spec.loader is not None
+support = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(support)
+build_trainer = support.build_trainer
+
+ModelDir = Callable[..., Path]
+
+
+def steps(events: list[Event]) -> list[StepDone]:
+    return [event for event in events if isinstance(event, StepDone)]
+
+
+def evals(events: list[Event]) -> list[EvalDone]:
+    return [event for event in events if isinstance(event, EvalDone)]
+
+
+def test_a_learnable_task_is_learned(tiny_model_dir: ModelDir, toy_reviews: Path) -> None:
+    events: list[Event] = []
+    trainer = build_trainer(tiny_model_dir(), toy_reviews, listeners=[events.append], epochs=12)
+    trainer.run()
+    first, last = evals(events)[0], evals(events)[-1]
+    assert first.step == 0
+    assert first.metrics["accuracy"] < 0.8
+    assert last.metrics["accuracy"] >= 0.95
+    assert isinstance(events[0], RunStarted)
+    assert isinstance(events[-1], RunEnded)
+
+
+def test_one_step_equals_plain_torch(tiny_model_dir: ModelDir, toy_reviews: Path) -> None:
+    """The whole step against autograd, AdamW and clipping written out over one padded batch."""
+    ours = build_trainer(
+        tiny_model_dir(), toy_reviews, max_steps=1, micro_batch_size=3, model_dropout=False
+    )
+    theirs = build_trainer(tiny_model_dir(), toy_reviews, max_steps=1, model_dropout=False)
+    model, parameters = theirs._plain_model, theirs.parameters
+    _, indices = step_rows(64, seed=7, global_batch_size=8, step=0)
+    batch = theirs.task.collate([theirs.plan.train[index] for index in indices])
+    logits = model(**batch["inputs"]).logits
+    functional.cross_entropy(logits, batch["labels"]).backward()
+    torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+    # One step of 1 with 6 % warm-up is all warm-up: (0 + 1) / (1 + 1) of the peak.
+    optimizer = torch.optim.AdamW(parameters.values(), lr=5e-3 / 2, weight_decay=0.0)
+    optimizer.step()
+
+    ours.run()
+    for name, parameter in ours.parameters.items():
+        torch.testing.assert_close(parameter, parameters[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3, 5, 8])
+def test_micro_batches_leave_the_gradient_as_it_is(
+    tiny_model_dir: ModelDir, toy_reviews: Path, micro: int
+) -> None:
+    gradients = []
+    for size in (None, micro):
+        trainer = build_trainer(
+            tiny_model_dir(), toy_reviews, micro_batch_size=size, model_dropout=False
+        )
+        # The last window of an epoch of 64 rows in batches of 8, cut short to 5.
+        count = trainer._backward(trainer.plan.train[:5])[1]
+        trainer._scale_gradients(count)
+        gradients.append({name: p.grad for name, p in trainer.parameters.items()})
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-4, atol=1e-6)
+
+
+def run_to_end(trainer: Any) -> dict[str, torch.Tensor]:
+    trainer.run()
+    return dict(trainer.adapter())
+
+
+def test_a_resumed_run_is_bit_equal(tiny_model_dir: ModelDir, toy_reviews: Path) -> None:
+    states: dict[int, TrainState] = {}
+
+    def keep(event: Event) -> None:
+        if isinstance(event, CheckpointDue):
+            states[event.state.progress.step] = event.state
+
+    settings = {"dropout": 0.1, "epochs": 2, "save_steps": 1, "micro_batch_size": 4}
+    whole = build_trainer(tiny_model_dir(), toy_reviews, listeners=[keep], **settings)
+    expected = run_to_end(whole)
+    assert sorted(states) == list(range(1, 17))
+    # Mid-epoch, at the end of the first epoch, and just before the end of the run.
+    for step in (3, 8, 15):
+        resumed = build_trainer(tiny_model_dir(), toy_reviews, **settings)
+        state = states[step]
+        for name, parameter in resumed.parameters.items():
+            parameter.data.copy_(state.adapter[name])
+        resumed.resume(state)
+        found = run_to_end(resumed)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert resumed.progress == whole.progress
+
+
+def test_evaluation_does_not_change_training(tiny_model_dir: ModelDir, toy_reviews: Path) -> None:
+    rare = build_trainer(tiny_model_dir(), toy_reviews, dropout=0.2, eval_steps=16)
+    often = build_trainer(tiny_model_dir(), toy_reviews, dropout=0.2, eval_steps=1)
+    first, second = run_to_end(rare), run_to_end(often)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_when_to_evaluate_save_and_log(tiny_model_dir: ModelDir, toy_reviews: Path) -> None:
+    events: list[Event] = []
+    trainer = build_trainer(
+        tiny_model_dir(),
+        toy_reviews,
+        listeners=[events.append],
+        max_steps=10,
+        eval_steps=4,
+        save_steps=3,
+        log_steps=5,
+    )
+    trainer.run()
+    saved = [event.state.progress.step for event in events if isinstance(event, CheckpointDue)]
+    assert [event.step for event in evals(events)] == [0, 4, 8, 10]
+    assert saved == [3, 6, 9, 10]
+    assert [event.step for event in steps(events) if event.log] == [1, 5, 10]
+    assert len(steps(events)) == 10
+    assert all(event.samples_per_second > 0 for event in steps(events))
+
+
+def test_early_stopping_counts_evaluations_without_improvement(
+    tiny_model_dir: ModelDir, toy_reviews: Path
+) -> None:
+    from lora_cli.config.sections import EarlyStoppingConfig
+
+    events: list[Event] = []
+    trainer = build_trainer(
+        tiny_model_dir(),
+        toy_reviews,
+        listeners=[events.append],
+        epochs=50,
+        early_stopping=EarlyStoppingConfig(patience=2, threshold=0.6),
+    )
+    ended = trainer.run()
+    # No accuracy can rise by 0.6 over the first one of a model that has trained for an epoch.
+    assert ended.reason == "early stopping"
+    assert [event.step for event in evals(events)] == [0, 8, 16, 24]
+
+
+def test_the_best_checkpoint_is_the_best_one(tiny_model_dir: ModelDir, toy_reviews: Path) -> None:
+    events: list[Event] = []
+    build_trainer(tiny_model_dir(), toy_reviews, listeners=[events.append], epochs=4).run()
+    best = [event for event in evals(events) if event.is_best]
+    values = [event.metrics["accuracy"] for event in evals(events) if event.step]
+    assert not evals(events)[0].is_best
+    assert best[-1].metrics["accuracy"] == max(values)
+    assert all(event.adapter for event in best)
+
+
+def test_a_stop_request_saves_and_ends(tiny_model_dir: ModelDir, toy_reviews: Path) -> None:
+    events: list[Event] = []
+    trainer = build_trainer(tiny_model_dir(), toy_reviews, listeners=[events.append])
+    trainer._should_stop = lambda: trainer.progress.step >= 5
+    ended = trainer.run()
+    saved = [event.state.progress.step for event in events if isinstance(event, CheckpointDue)]
+    assert (ended.reason, ended.step, saved) == ("stopped on request", 5, [5])
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(
+    tiny_model_dir: ModelDir, toy_reviews: Path
+) -> None:
+    trainer = build_trainer(tiny_model_dir(), toy_reviews)
+    forward = trainer.task.forward
+    before: dict[str, torch.Tensor] = {}
+
+    def broken(model: Any, batch: Any) -> StepOutput:
+        output = forward(model, batch)
+        if trainer.progress.step < 2 or not model.training:
+            return output
+        before.update(trainer.adapter())
+        return StepOutput(output.loss_sum * math.nan, output.count, output.outputs)
+
+    trainer.task.forward = broken
+    with pytest.raises(RunFailedError, match="not at step 3"):
+        trainer.run()
+    assert all(torch.equal(before[name], value) for name, value in trainer.adapter().items())
+
+
+def test_bf16_trains(tiny_model_dir: ModelDir, toy_reviews: Path) -> None:
+    events: list[Event] = []
+    build_trainer(
+        tiny_model_dir(), toy_reviews, listeners=[events.append], precision="bf16", epochs=12
+    ).run()
+    assert evals(events)[-1].metrics["accuracy"] >= 0.95
