@@ -3,13 +3,18 @@
 The environment is set while this file is imported, which pytest does before it imports a test.
 """
 
+import contextlib
+import io
 import json
 import os
 import random
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -155,7 +160,10 @@ def toy_reviews(tmp_path: Path) -> Path:
     Columns: `text` (every one different) and `label`, "negative" or "positive", half of each. A
     text holds exactly one word of GOOD or of BAD, so the labels can be learned without error.
     """
-    folder = tmp_path / "toy_reviews"
+    return _write_toy_reviews(tmp_path / "toy_reviews")
+
+
+def _write_toy_reviews(folder: Path) -> Path:
     folder.mkdir()
     draw = random.Random(0)
     seen: set[str] = set()
@@ -176,6 +184,82 @@ def _toy_text(draw: random.Random, words: tuple[str, ...]) -> str:
     text = draw.choices(NEUTRAL, k=draw.randint(3, 8))
     text.insert(draw.randint(0, len(text)), draw.choice(words))
     return " ".join(text)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command line that has been run in this process: exit code and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture(scope="session")
+def run_cli() -> Callable[..., Finished]:
+    """Function: `run_cli("eval", "runs/a", cwd=folder, stdin=b"")` runs `lora-cli eval runs/a`."""
+
+    def run(*arguments: object, cwd: Path, stdin: bytes = b"") -> Finished:
+        from lora_cli.cli.main import main
+
+        out, err = io.StringIO(), io.StringIO()
+        before, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(stdin))
+        try:
+            with contextlib.chdir(cwd), redirect_stdout(out), redirect_stderr(err):
+                code = main([str(argument) for argument in arguments])
+        finally:
+            sys.stdin = before
+        return Finished(code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """A finished run of four steps on the toy reviews; tests read it and copy it to change it."""
+
+    cwd: Path
+    base: Path
+    data: Path
+    settings: tuple[str, ...]
+    finished: Finished
+
+    @property
+    def path(self) -> Path:
+        return self.cwd / "runs" / "a"
+
+
+@pytest.fixture(scope="session")
+def tiny_run(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model_dir: Callable[..., Path],
+    run_cli: Callable[..., Finished],
+) -> TinyRun:
+    """One trained run for all tests, in `runs/a` of a folder of its own."""
+    cwd = tmp_path_factory.mktemp("tiny-run")
+    base, data = tiny_model_dir(), _write_toy_reviews(cwd / "toy")
+    settings = (
+        f"model.path={base}",
+        "task=text_classification",
+        f"task.data.path={data}",
+        "task.max_length=32",
+        "lora.targets=[query,value]",
+        "lora.r=4",
+        "lora.dropout=0.1",
+        "optimizer.lr=0.01",
+        "trainer.max_steps=4",
+        "trainer.global_batch_size=16",
+        "trainer.eval_steps=2",
+        "trainer.save_steps=1",
+        "trainer.log_steps=1",
+    )
+    finished = run_cli("train", *settings, "run.name=a", cwd=cwd)
+    assert finished.code == 0, finished.err
+    return TinyRun(cwd, base, data, settings, finished)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ folder alone.
 """
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -66,7 +67,8 @@ def find_subject(path: str) -> Subject:
     fix = "give the folder that `lora-cli train` made, such as runs/NAME"
     if (folder / "config.yaml").is_file():
         why = "has no adapter yet, since the run ended before its first evaluation"
-        fix = f"lora-cli train {folder / 'recipe.yaml'} run.dir={folder} --resume"
+        recipe, run = shlex.quote(str(folder / "recipe.yaml")), shlex.quote(f"run.dir={folder}")
+        fix = f"lora-cli train {recipe} {run} --resume"
     raise UserError(
         Problem(
             id="adapter.not-found",

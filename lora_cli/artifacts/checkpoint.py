@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -86,7 +87,7 @@ def load_latest_checkpoint(folder: Path, *, facts: Mapping[str, Any]) -> TrainSt
             manifest = verify_folder(path)
             state = _read_state(path)
         except DamagedFolderError as error:
-            aside = path.with_name(f".corrupt-{path.name}")
+            aside = path.with_name(f".corrupt-{path.name}-{uuid.uuid4().hex[:8]}")
             path.rename(aside)
             logger.warning("warning: %s is damaged (%s); set aside as %s", path, error, aside.name)
             continue

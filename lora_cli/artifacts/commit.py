@@ -49,14 +49,40 @@ def commit_folder(
             text = json.dumps({**facts, "files": entries, "complete": True}, indent=2)
             write_synced(staged / MANIFEST, text.encode() + b"\n")
         _sync_folder(staged)
-        replaced = target.parent / f".trash-{target.name}-{uuid.uuid4().hex[:8]}"
-        if target.exists():
-            target.rename(replaced)
-        staged.rename(target)
-        _sync_folder(target.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        put_in_place(staged, target)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def put_in_place(staged: Path, target: Path) -> None:
+    """Rename the folder `staged` to `target`, and delete the folder or file that was there.
+
+    Raises:
+        OSError: If renaming failed; `target` is then as it was before.
+    """
+    replaced = target.parent / f".trash-{target.name}-{uuid.uuid4().hex[:8]}"
+    if target.exists():
+        target.rename(replaced)
+    try:
+        staged.rename(target)
+    except BaseException:
+        if replaced.exists():
+            replaced.rename(target)
+        raise
+    _sync_folder(target.parent)
+    if replaced.is_dir():
+        shutil.rmtree(replaced, ignore_errors=True)
+    else:
+        replaced.unlink(missing_ok=True)
+
+
+def find_obstacle(path: Path) -> str | None:
+    """Return why nothing can be made at `path`, or None where nothing speaks against it."""
+    parents = path.absolute().parents
+    above = next((parent for parent in parents if parent.exists()), Path(path.anchor or "/"))
+    if not above.is_dir():
+        return f"{above} is a file"
+    return None if os.access(above, os.W_OK | os.X_OK) else f"{above} cannot be written to"
 
 
 def write_synced(path: Path, content: bytes) -> None:
@@ -90,8 +116,11 @@ def verify_folder(folder: Path) -> dict[str, Any]:
         for name, entry in entries.items():
             if Path(name).name != name:
                 raise DamagedFolderError(f"{MANIFEST} names a file outside the folder: {name!r}")
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != entry["sha256"]:
+            content = (folder / name).read_bytes()
+            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
                 raise DamagedFolderError(f"{name} does not match its sha256")
+            if len(content) != entry["bytes"]:
+                raise DamagedFolderError(f"{name} does not have the size in {MANIFEST}")
     except OSError as error:
         raise DamagedFolderError(f"{error.filename or folder}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -3,11 +3,13 @@
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from lora_cli.artifacts.commit import find_obstacle, put_in_place
 from lora_cli.errors import Problem, UserError
+from lora_cli.models.base import silence
 
 
 def save_merged(
@@ -29,40 +31,61 @@ def save_merged(
             name: tensor.to(model.dtype) if tensor.is_floating_point() else tensor
             for name, tensor in model.state_dict().items()
         }
-        model.save_pretrained(staged, state_dict=weights)
-        tokenizer.save_pretrained(staged)
+        with silence():
+            model.save_pretrained(staged, state_dict=weights)
+            tokenizer.save_pretrained(staged)
         _follow_umask(staged)
         check(staged)
-        shutil.rmtree(folder, ignore_errors=True)
-        staged.rename(folder)
+        put_in_place(staged, folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return folder_bytes(folder)
 
 
-def check_output(path: Path, *, key: str, overwrite: bool) -> None:
+def check_output(
+    path: Path,
+    *,
+    key: str,
+    overwrite: bool,
+    is_file: bool = False,
+    inputs: Iterable[Path] = (),
+) -> None:
     """Refuse to write over something, unless `--overwrite` was given and it is safe to replace.
 
+    Args:
+        path: What is about to be written.
+        key: Configuration key that named it.
+        overwrite: Whether something that exists may be replaced.
+        is_file: Whether a file is to be written, which never replaces a folder.
+        inputs: What the command reads, and which is never replaced.
+
     Raises:
-        UserError: If `path` exists and the flag is missing, or if it is a folder that is neither
-            a model nor an adapter, which is never deleted.
+        UserError: If `path` exists and the flag is missing, if it is or holds an input, if it is
+            a folder that is neither a model nor an adapter, or if nothing can be made there.
     """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    fix = "--overwrite replaces it, or choose another place"
-    if overwrite:
-        known = ("config.json", "adapter_config.json")
-        if path.is_file() or any((path / name).is_file() for name in known):
-            return
-        fix = "choose another place: this folder is not a model, so it is not deleted"
-    raise UserError(
-        Problem(
-            id="output.exists",
-            message=f"`{key}` must be a place where nothing is yet, but {path} exists.",
-            key=key,
-            fix=fix,
+    found, fix = None, "choose another place"
+    whole, obstacle = path.resolve(), find_obstacle(path)
+    if any(whole == kept or whole in kept.parents for kept in (p.resolve() for p in inputs)):
+        found = f"{path} is what the command reads"
+    elif obstacle is not None:
+        found = f"{path} cannot be made: {obstacle}"
+    elif path.is_dir() and (is_file or (any(path.iterdir()) and not _is_model(path))):
+        found = f"{path} is a folder" + ("" if is_file else " that is not a model")
+    elif not overwrite and path.exists() and (path.is_file() or any(path.iterdir())):
+        found, fix = f"{path} exists", "--overwrite replaces it, or choose another place"
+    if found is not None:
+        raise UserError(
+            Problem(
+                id="output.exists" if obstacle is None else "output.unusable",
+                message=f"`{key}` must be a place where nothing is yet, but {found}.",
+                key=key,
+                fix=fix,
+            )
         )
-    )
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def folder_bytes(path: Path) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from lora_cli.artifacts.commit import replace_file
+from lora_cli.artifacts.commit import find_obstacle, replace_file
 from lora_cli.errors import Problem, UserError
 from lora_cli.training.events import EvalDone, Event, StepDone
 
@@ -50,6 +50,8 @@ def check_run_dir(path: Path, *, overwrite: bool, resume: bool) -> None:
     """
     if path.exists() and not path.is_dir():
         raise _exists(path, "it is a file", "choose another run.dir")
+    if (obstacle := find_obstacle(path)) is not None:
+        raise _exists(path, obstacle, "choose another run.dir")
     taken = path.exists() and any(entry.name != ".lock" for entry in path.iterdir())
     is_run = (path / "config.yaml").is_file() and (path / "environment.json").is_file()
     if taken and overwrite and not is_run:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,7 +16,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
+from lora_cli.cli.render import printable
 from lora_cli.training.events import (
     EvalDone,
     EvalProgress,
@@ -55,17 +57,20 @@ class Terminal:
     def note(self, text: str) -> None:
         """Show one line of information."""
         if not self._quiet:
-            self._console().print(text, markup=False)
+            self._console().print(_literal(text))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Show a table; the first column is left-aligned, the others right."""
         if self._quiet:
             return
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(
+            title=_literal(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        )
         for number, name in enumerate(columns):
-            table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+            justify: JustifyMethod = "left" if number == 0 else "right"
+            table.add_column(_literal(name), justify=justify, overflow="fold")
         for row in rows:
-            table.add_row(*(_plain(cell) for cell in row))
+            table.add_row(*(_literal(cell) for cell in row))
         self._results.print(table)
 
     def output(self, text: str) -> None:
@@ -83,7 +88,10 @@ class Terminal:
             yield from items
             return
         with self._progress() as progress:
-            yield from progress.track(items, description=label)
+            bar = progress.add_task(label, total=len(items), numbers="")
+            for item in items:
+                yield item
+                progress.advance(bar)
 
     def on_event(self, event: Event) -> None:
         """Show the training loop: bars that move on a terminal, a line per report elsewhere."""
@@ -162,6 +170,6 @@ class Terminal:
         self.note(f"eval {when}: {values}{best}")
 
 
-def _plain(cell: str) -> str:
-    """Escape what rich would take for markup."""
-    return cell.replace("[", r"\[")
+def _literal(text: str) -> Text:
+    """Keep rich from reading markup or emoji names in a text, and the terminal from codes in it."""
+    return Text(printable(text))

@@ -10,7 +10,7 @@ from torch import nn
 
 from lora_cli.artifacts.commit import replace_file
 from lora_cli.artifacts.export import OnnxModel
-from lora_cli.artifacts.merged import folder_bytes
+from lora_cli.artifacts.merged import check_output, folder_bytes
 from lora_cli.commands.display import Display
 from lora_cli.commands.opening import Opened, load_merged, open_adapter
 from lora_cli.commands.options import Options
@@ -25,9 +25,11 @@ from lora_cli.training.evaluation import Evaluation, evaluate_rows
 from lora_cli.training.runtime import default_device
 
 
-def run(composed: Composed, options: Options, display: Display) -> int:  # noqa: ARG001
+def run(composed: Composed, options: Options, display: Display) -> int:
     """Evaluate, show and write the predictions; return the exit code."""
     config: EvalConfig = composed.config
+    if config.output is not None:
+        check_output(Path(config.output), key="output", overwrite=options.overwrite, is_file=True)
     opened = open_adapter(config.from_ or "", base=config.base)
     splits, task = opened.load_splits(config.task.data)
     for note in splits.notes:

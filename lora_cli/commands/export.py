@@ -26,7 +26,13 @@ def run(composed: Composed, options: Options, display: Display) -> int:
     check_format(config.format_)
     opened = open_adapter(config.from_ or "", base=config.base)
     output = default_output(opened.subject, config.output, DEFAULT_NAMES[config.format_])
-    check_output(output, key="output", overwrite=options.overwrite)
+    check_output(
+        output,
+        key="output",
+        overwrite=options.overwrite,
+        is_file=config.format_ == "onnx",
+        inputs=opened.inputs,
+    )
     # The adapter itself is copied as it is: there is nothing to merge or to compare.
     check_rows = 0 if config.format_ == "peft" else config.check_rows
     model, probe = merge_with_probe(opened, config.task.data, check_rows=check_rows)

@@ -17,7 +17,7 @@ def run(composed: Composed, options: Options, display: Display) -> int:
     config: MergeConfig = composed.config
     opened = open_adapter(config.from_ or "", base=config.base)
     output = default_output(opened.subject, config.output, "merged")
-    check_output(output, key="output", overwrite=options.overwrite)
+    check_output(output, key="output", overwrite=options.overwrite, inputs=opened.inputs)
     model, probe = merge_with_probe(opened, config.task.data, check_rows=config.check_rows)
     result = write_merged(opened, model, probe, output, display=display)
     display.result(result)

@@ -1,6 +1,6 @@
 """Opening base models and adapters: the steps that several commands share."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,11 @@ class Opened:
         """The task family."""
         return FAMILIES[self.config.task.family]
 
+    @property
+    def inputs(self) -> list[Path]:
+        """The folders that a command must not replace."""
+        return [self.subject.adapter, self.source.folder]
+
     def attach(self) -> nn.Module:
         """Put the adapter into the base model, strictly, and return it."""
         model, adapter = self.base.model, self.adapter
@@ -93,6 +98,7 @@ class Opened:
             config = replace(config, data=data)
             splits, state = self.family.load_more(config, self.record.state, seed=self.config.seed)
             return splits, self.family.build(config, state, self.tokenizer)
+        _check_no_settings(data)
         if config.data.path is None:
             raise UserError(
                 Problem(
@@ -122,15 +128,16 @@ def open_adapter(path: str, *, base: str | None) -> Opened:
     source = resolve_model(base or config.model.path or "", revision=config.model.revision)
     _check_base(source, record, subject)
     family = FAMILIES[config.task.family]
+    tokenizer = load_tokenizer(source)
+    task, options = _bind(family, config, record, tokenizer, where=subject.adapter / RECORD)
     loaded = load_base(
         source,
         auto_class=family.auto_class,
-        options=family.model_options(record.state),
+        options=options,
         dtype=config.model.dtype,
         seed=config.seed,
     )
     loaded.model.to(default_device())
-    tokenizer = load_tokenizer(source)
     check_vocabulary(tokenizer, loaded.model, source)
     return Opened(
         subject=subject,
@@ -140,8 +147,45 @@ def open_adapter(path: str, *, base: str | None) -> Opened:
         source=source,
         base=loaded,
         tokenizer=tokenizer,
-        task=family.build(config.task, record.state, tokenizer),
+        task=task,
     )
+
+
+def _bind(
+    family: Family, config: TrainConfig, record: AdapterRecord, tokenizer: Any, *, where: Path
+) -> tuple[Task, dict[str, Any]]:
+    """Return the task and the options of the model, from the state that the record holds."""
+    try:
+        options = family.model_options(record.state)
+        return family.build(config.task, record.state, tokenizer), options
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            Problem(
+                id="adapter.record",
+                message=f"{RECORD} must hold what the task learned from its data, but "
+                f"`state` cannot be used ({type(error).__name__}: {error}).",
+                where=str(where),
+                fix="use an adapter folder as `lora-cli train` wrote it",
+            )
+        ) from error
+
+
+def _check_no_settings(data: DataConfig) -> None:
+    """Refuse settings of new rows where no new rows are named, since they would do nothing."""
+    plain = DataConfig()
+    changed = [
+        item.name for item in fields(data) if getattr(data, item.name) != getattr(plain, item.name)
+    ]
+    if changed:
+        raise UserError(
+            Problem(
+                id="data.no-path",
+                message=f"`task.data.{changed[0]}` must come with `task.data.path`, which names "
+                "the rows that it is about, but that is not set.",
+                key=f"task.data.{changed[0]}",
+                fix="add task.data.path=FILE, or leave it out",
+            )
+        )
 
 
 def load_merged(opened: Opened, path: str) -> Any:

@@ -38,7 +38,13 @@ def run(composed: Composed, options: Options, display: Display) -> int:
         )
     output = None if config.output == "-" else Path(config.output)
     if output is not None:
-        check_output(output, key="output", overwrite=options.overwrite)
+        check_output(
+            output,
+            key="output",
+            overwrite=options.overwrite,
+            is_file=True,
+            inputs=[Path(config.input_)],
+        )
     opened = open_adapter(config.from_ or "", base=config.base)
     state = opened.family.bind_columns(list(first.values), opened.record.state, where=first.source)
     opened.family.check_row(first, state)

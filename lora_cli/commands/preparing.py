@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from lora_cli.commands.display import Display
@@ -79,13 +80,15 @@ def prepare(config: TrainConfig, display: Display) -> Prepared:
         saved_modules=saved,
     )
     module_names = tuple(name for name, _ in base.model.named_modules())
-    inject_lora(
-        base.model,
-        targets.names,
-        r=config.lora.r,
-        alpha=config.lora.alpha,
-        dropout=config.lora.dropout,
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        inject_lora(
+            base.model,
+            targets.names,
+            r=config.lora.r,
+            alpha=config.lora.alpha,
+            dropout=config.lora.dropout,
+        )
     freeze_base(base.model, saved)
     _show_model(display, base.model, source, targets, saved)
 

@@ -11,20 +11,24 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop; calling it tells."""
+    """Whether somebody asked the run to stop; calling it tells.
+
+    Attributes:
+        signal: The first signal that arrived, or None.
+    """
 
     def __init__(self, display: Display) -> None:
         self._display = display
-        self._asked = False
+        self.signal: signal.Signals | None = None
 
     def __call__(self) -> bool:
         """Return whether a signal has arrived."""
-        return self._asked
+        return self.signal is not None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if self._asked and number == signal.SIGINT:
+        if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._asked = True
+        self.signal = self.signal or signal.Signals(number)
         self._display.note(
             f"{signal.Signals(number).name}: saving after this step; Ctrl-C again stops at once"
         )

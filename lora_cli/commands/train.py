@@ -4,6 +4,7 @@ import hashlib
 import json
 import resource
 import shlex
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -205,10 +206,12 @@ class Session:
         """Leave a usable adapter behind, and say how to go on.
 
         Raises:
-            KeyboardInterrupt: If no step was done, so that there is nothing to continue.
+            KeyboardInterrupt: On Ctrl-C before the first step: there is nothing to continue. Any
+                other signal then ends the process, as it would have without us.
             StoppedError: Otherwise.
         """
         if ended.step == 0:
+            signal.raise_signal(self._stop.signal or signal.SIGINT)
             raise KeyboardInterrupt
         if not (self._path / "adapter").exists():
             self._save_adapter(trainer.state().adapter, {})

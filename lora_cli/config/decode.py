@@ -1,7 +1,7 @@
 """Plain values into frozen dataclasses, strictly: every fault is found, nothing is guessed."""
 
 import dataclasses
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast, get_args, get_origin
 
@@ -167,8 +167,8 @@ def _is_number(member: type, value: Any) -> bool:
         return False
     if member is int:
         return isinstance(value, int)
-    # An int beyond the largest float cannot be turned into one.
-    return abs(value) <= 1e308 and math.isfinite(value)
+    # False for nan, inf and for whole numbers that are too large to be turned into a float.
+    return abs(value) <= sys.float_info.max
 
 
 def _within(metadata: Mapping[str, Any], value: float) -> bool:

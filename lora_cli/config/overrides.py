@@ -144,8 +144,9 @@ def sort_overrides(request: Request) -> tuple[list[Override], list[Problem]]:
         problems.extend(found)
         if not found:
             good.append(item)
-    problems.extend(_check_variant_keys(request))
-    return good, problems
+    misplaced = list(_check_variant_keys(request))
+    keys = {problem.key for problem in misplaced}
+    return [item for item in good if item.key not in keys], problems + misplaced
 
 
 def _repeated(item: Override, overrides: Sequence[Override]) -> Problem:

@@ -51,7 +51,7 @@ def load_tokenizer(source: ModelSource) -> Any:
         UserError: If it cannot be loaded, or has no token to pad with.
     """
     try:
-        with _silence():
+        with silence():
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 source.folder, local_files_only=True, trust_remote_code=False
             )
@@ -87,7 +87,7 @@ def load_base(
     """
     stored = _load_config(source)
     factory = getattr(transformers, auto_class)
-    with _silence(), torch.random.fork_rng(devices=[]):
+    with silence(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             model, info = factory.from_pretrained(
@@ -129,7 +129,7 @@ def check_vocabulary(tokenizer: Any, model: nn.Module, source: ModelSource) -> N
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keep progress bars and warnings of transformers from the terminal; errors still raise."""
     level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
     chatter.set_verbosity_error()
@@ -162,7 +162,7 @@ def _first_line(error: Exception) -> str:
 
 def _load_config(source: ModelSource) -> Any:
     try:
-        with _silence():
+        with silence():
             return transformers.AutoConfig.from_pretrained(
                 source.folder, local_files_only=True, trust_remote_code=False
             )

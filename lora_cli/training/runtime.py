@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from lora_cli.errors import Problem, UserError
@@ -60,6 +61,8 @@ class Runtime:
                     fix="trainer.precision=bf16",
                 )
             )
+        # Accelerate keeps the number format of the process; the jobs of a sweep may differ in it.
+        AcceleratorState._reset_state()
         self._accelerator = Accelerator(mixed_precision=PRECISIONS[precision])
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lora_cli.config.optim import AdamWConfig, LinearConfig
@@ -58,6 +59,7 @@ def build_trainer(
         auto=None,
         saved_modules=saved,
     )
+    torch.manual_seed(0)
     inject_lora(base.model, targets.names, r=4, alpha=8.0, dropout=dropout)
     freeze_base(base.model, saved)
     if not model_dropout:
