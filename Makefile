@@ -11,7 +11,7 @@ DEMO := runs/demo
 export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types imports test test-all check demo wheel clean
+.PHONY: help setup fmt lint types imports test test-all check demo bench wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ demo: $(VENV)/.setup-demo ## train, predict, merge, export and evaluate on movie
 	$(BIN)/lora-cli merge $(DEMO) --overwrite
 	$(BIN)/lora-cli export $(DEMO) format=onnx --overwrite
 	$(BIN)/lora-cli eval $(DEMO) merged=$(DEMO)/merged exported=$(DEMO)/model.onnx
+
+bench: $(VENV)/.setup-dev $(VENV)/.setup-demo ## compare with PEFT + Trainer on the text sets in a folder: make bench DATA=folder
+	$(BIN)/python benchmarks/compare.py "$(DATA)" --tuned
 
 wheel: setup ## build the wheel and try it in an empty environment outside the checkout
 	.ci/try-wheel $(BIN)/python

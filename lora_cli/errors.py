@@ -10,7 +10,7 @@ class Problem:
     """One thing that is wrong, in the four parts that the terminal shows.
 
     Attributes:
-        id: Stable name, such as ``lora.unmatched-target``; documented in docs/errors.md.
+        id: Stable name, such as ``lora.unmatched-target``.
         message: One complete sentence of the form "`x` must be ..., but is y."
         key: The configuration key at fault, such as ``lora.r``; the terminal adds where it was set.
         where: The place, when it is not a configuration key: a file and row, a folder.

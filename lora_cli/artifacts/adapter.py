@@ -128,7 +128,8 @@ def load_adapter(folder: Path) -> tuple[PeftAdapter, AdapterRecord]:
             path, "it is missing: label names and task are not in PEFT's own files"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _unreadable(path, f"{type(error).__name__}: {error}") from error
+        why = f"it cannot be read ({type(error).__name__}: {error})"
+        raise _unreadable(path, why) from error
     return adapter, record
 
 

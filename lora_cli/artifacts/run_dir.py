@@ -54,8 +54,9 @@ def check_run_dir(path: Path, *, overwrite: bool, resume: bool) -> None:
         raise _exists(path, obstacle, "choose another run.dir")
     taken = path.exists() and any(entry.name != ".lock" for entry in path.iterdir())
     is_run = (path / "config.yaml").is_file() and (path / "environment.json").is_file()
-    if taken and overwrite and not is_run:
-        raise _exists(path, "it is not a run directory, so it is not deleted", "choose another")
+    if taken and not is_run and not resume:
+        why = "it holds something else than a run" + (", so it is not deleted" * overwrite)
+        raise _exists(path, why, "choose another run.dir")
     if taken and not overwrite and not resume:
         fix = "--resume continues it, --overwrite replaces it, run.dir=PATH leaves it alone"
         raise _exists(path, "it exists", fix)

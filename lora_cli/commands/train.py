@@ -35,7 +35,7 @@ from lora_cli.commands.reporting import card_data, report_data, show_comparison
 from lora_cli.commands.stopping import StopRequest
 from lora_cli.config.commands import TrainConfig
 from lora_cli.config.composed import Composed, recipe_text
-from lora_cli.errors import LoraCliError, Problem, StoppedError
+from lora_cli.errors import LoraCliError, Problem, StoppedError, UserError
 from lora_cli.lora.merge import merge_lora
 from lora_cli.lora.state import load_adapter_state
 from lora_cli.tasks.table import FAMILIES
@@ -57,6 +57,9 @@ def run(composed: Composed, options: Options, display: Display) -> int:
         session = Session(path, composed, prepared, runtime, display)
         try:
             return session.run(resume=options.resume)
+        except UserError:
+            # It did not start, so an earlier result stands.
+            raise
         except LoraCliError as error:
             reason = "; ".join(problem.message for problem in error.problems)
             write_json(path / "result.json", {"exit_code": error.exit_code, "reason": reason})

@@ -62,10 +62,10 @@ def register_bases() -> None:
     """Put the defaults of every command and variant where the YAML files can name them."""
     store = ConfigStore.instance()
     for command in COMMANDS:
-        store.store(group="base", name=command, node=base_node(command))
+        store.store(group="_base", name=command, node=base_node(command))
     for section, (_, table) in VARIANTS.items():
         for name, cls in table.items():
-            store.store(group=f"base/{section}", name=name, node=to_plain(cls()))
+            store.store(group=f"_base/{section}", name=name, node=to_plain(cls()))
 
 
 def store_config(name: str, node: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import yaml
 from lora_cli.config.commands import VARIANTS
 from lora_cli.config.schema import default_variant, flatten, package_folder
 
-_BASE_ENTRY = re.compile(r"/base/\w+/(\w+)@_here_")
+_BASE_ENTRY = re.compile(r"/_base/\w+/(\w+)@_here_")
 
 
 def configs_dir() -> Path:

@@ -12,17 +12,21 @@ from lora_cli.config.recipe import Recipe, unknown_option
 from lora_cli.config.schema import Key, all_keys, flatten, iter_keys, variants_of
 from lora_cli.errors import Problem, nearest_name
 
-_RESET_BY_PATH = (
-    "name",
-    "revision",
-    "text_column",
-    "text_pair_column",
-    "label_column",
-    "label_names",
-    "train_split",
-    "validation_split",
-    "test_split",
-)
+# What a named model or task says about its own path, and what does not hold for another one.
+_RESET_BY_PATH = {
+    "model.path": ("model.revision", "model.sha256", "model.hub_id"),
+    "task.data.path": (
+        "task.data.name",
+        "task.data.revision",
+        "task.data.text_column",
+        "task.data.text_pair_column",
+        "task.data.label_column",
+        "task.data.label_names",
+        "task.data.train_split",
+        "task.data.validation_split",
+        "task.data.test_split",
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -253,14 +257,20 @@ def _check_variant_keys(request: Request) -> Iterator[Problem]:
 
 
 def path_resets(request: Request) -> dict[str, Any]:
-    """Return settings of a named task that do not hold for the user's own rows.
+    """Return settings of a named model or task that do not hold for the user's own path.
 
     Giving `task.data.path` keeps family, metric and lengths of the task; names of columns, labels
-    and splits go back to automatic unless the user sets them too.
+    and splits go back to automatic unless the user sets them too. Giving `model.path` takes back
+    what identifies the named weights.
     """
     keys = request.line_keys() | request.recipe_keys()
-    if request.command != "train" or "task.data.path" not in keys:
+    if request.command != "train":
         return {}
     known = all_keys(request.command)
-    names = [f"task.data.{name}" for name in _RESET_BY_PATH]
-    return {name: known[name].default for name in names if name in known and name not in keys}
+    return {
+        name: known[name].default
+        for path, names in _RESET_BY_PATH.items()
+        if path in keys
+        for name in names
+        if name not in keys
+    }

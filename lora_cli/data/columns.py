@@ -76,7 +76,7 @@ def resolve_column(
                 found = by_folded[name]
                 return found, f"{what}: column {found} (the first usual name that exists)"
         message = f"`{key}` must name the column with the {what}, but no usual name is there."
-        fix = f"{key}={columns[0] if columns else 'NAME'}"
+        fix = f"{key}=NAME with one of these columns"
     elif wanted in columns:
         return wanted, None
     else:

@@ -102,10 +102,11 @@ def _check_splits(
 ) -> list[Problem]:
     names = list(rows)
     problems = _check_named("train", config.train_split, names)
+    others = [name for name in names if name != config.train_split]
     for split, source in wanted.items():
         key = f"task.data.{split}_split"
         if isinstance(source, str):
-            problems += _check_named(split, source, names)
+            problems += _check_named(split, source, names, usable=others)
             if source == config.train_split:
                 message = f"`{key}` must be another split than train, but is {source} as well."
                 fix = f"{key}=0.1 cuts a tenth from train"
@@ -125,17 +126,19 @@ def _check_splits(
     return problems
 
 
-def _check_named(split: str, name: str, names: list[str]) -> list[Problem]:
+def _check_named(
+    split: str, name: str, names: list[str], *, usable: list[str] | None = None
+) -> list[Problem]:
     if name in names:
         return []
-    key = f"task.data.{split}_split"
+    key, good = f"task.data.{split}_split", usable or names
     return [
         Problem(
             id="data.no-such-split",
             message=f"`{key}` must name a split of the data, but there is no {name}.",
             key=key,
             allowed=", ".join(names),
-            fix=f"{key}={nearest_name(name, names) or names[0]}",
+            fix=f"{key}={nearest_name(name, good) or good[0]}",
         )
     ]
 

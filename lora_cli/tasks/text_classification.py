@@ -105,7 +105,7 @@ class TextClassificationTask:
 
     def decode(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[LabelPrediction]:
         """Turn logits into labels and probabilities."""
-        probabilities_BC = outputs["logits"].softmax(dim=-1).cpu()
+        probabilities_BC = outputs["logits"].cpu().double().softmax(dim=-1)
         labels = batch["labels"]
         references = [None] * len(batch["ids"]) if labels is None else labels.tolist()
         return [

@@ -81,7 +81,8 @@ def test_a_run_is_neither_overwritten_nor_resumed_by_accident(tmp_path: Path) ->
 def test_only_run_directories_are_deleted(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("years of work")
-    assert "not a run directory" in problem_of(tmp_path / "home", overwrite=True)
+    assert "so it is not deleted" in problem_of(tmp_path / "home", overwrite=True)
+    assert "something else than a run" in problem_of(tmp_path / "home")
     (tmp_path / "file").write_text("")
     assert "it is a file" in problem_of(tmp_path / "file", overwrite=True)
     assert f"{tmp_path / 'file'} is a file" in problem_of(tmp_path / "file" / "a")

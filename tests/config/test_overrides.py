@@ -28,6 +28,11 @@ def test_sound_overrides_are_kept() -> None:
 
 def test_only_own_data_of_train_resets_names() -> None:
     assert path_resets(request("task=sst2")) == {}
+    assert path_resets(request("model=minilm")) == {}
+    assert path_resets(request("model=minilm", "model.path=x", "model.revision=v1")) == {
+        "model.sha256": None,
+        "model.hub_id": None,
+    }
     assert path_resets(request("task.data.path=x", command="eval")) == {}
     resets = path_resets(request("task.data.path=x", "task.data.name=y"))
     assert "task.data.name" not in resets

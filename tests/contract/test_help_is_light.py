@@ -24,7 +24,7 @@ sys.exit(f"imported {sorted(heavy)}" if heavy else code)
         ("predict --help", "batch_size"),
         ("train model=bert lora.r=4 --cfg job", "google-bert"),
         ("train recipes/movie-reviews-minilm.yaml --cfg job", "cache://movie-reviews"),
-        ("train --info defaults", "base/optimizer/adamw"),
+        ("train --info defaults", "_base/optimizer/adamw"),
         ("train --hydra-help", "hydra"),
         ("--shell-completion install=bash", "complete -o nospace"),
         ("export x --cfg job --package format", "onnx"),

@@ -1,0 +1,237 @@
+"""Every error of a user's own making, as printed: text, exit code 2, and nothing written.
+
+The texts are in error_texts.txt, one block a case. After a change on purpose:
+UPDATE_SNAPSHOTS=1 python -m pytest tests/contract/test_error_texts.py
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SNAPSHOT = Path(__file__).with_name("error_texts.txt")
+RULER = "=" * 88
+TASK = "train task=text_classification task.data.path=TOY"
+TRAIN = "train model.path=MODEL task=text_classification task.max_length=32"
+TOY = f"{TRAIN} task.data.path=TOY"
+
+# Case: the command line, split at spaces. MODEL, TOY, RUN and BASE2 are folders; the other files
+# are made by `folder`.
+CASES = {
+    "unknown command": "trian",
+    "unknown flag": "train --jsn",
+    "unknown key": f"{TOY} lora.rnak=4",
+    "unknown group option": "train model=bret task=sst2",
+    "unknown section": f"{TOY} lroa.r=4",
+    "wrong type": f"{TOY} lora.r=eight",
+    "rank below one": f"{TOY} lora.r=0",
+    "negative learning rate": f"{TOY} optimizer.lr=-1",
+    "learning rate that is no number": f"{TOY} optimizer.lr=nan",
+    "two problems": f"{TOY} lora.r=0 optimizer.lr=-1 seed=x",
+    "nothing chosen": "train",
+    "key twice": f"{TOY} lora.r=4 lora.r=8",
+    "contradiction": f"{TOY} trainer.epochs=1 trainer.max_steps=3",
+    "targets that match nothing": f"{TOY} lora.targets=[qurey,value]",
+    "rows longer than the model": f"{TASK} model.path=MODEL task.max_length=65",
+    "missing text column": f"{TOY} task.data.text_column=txet",
+    "missing label column": f"{TRAIN} task.data.path=nolabel.csv",
+    "no data file": f"{TRAIN} task.data.path=none.jsonl",
+    "empty data": f"{TRAIN} task.data.path=empty.jsonl",
+    "header only": f"{TRAIN} task.data.path=header.csv",
+    "one class": f"{TRAIN} task.data.path=oneclass.csv",
+    "label unseen in train": f"{TRAIN} task.data.path=unseen",
+    "null text": f"{TRAIN} task.data.path=nulls.jsonl",
+    "broken row": f"{TRAIN} task.data.path=broken.jsonl",
+    "not a split": f"{TOY} task.data.validation_split=dev",
+    "model folder missing": f"{TASK} model.path=./none",
+    "model without config": f"{TASK} model.path=noconfig",
+    "model without weights": f"{TASK} model.path=noweights",
+    "model with pickled weights": f"{TASK} model.path=pickled",
+    "model is an adapter": f"{TASK} model.path=RUN/adapter",
+    "data and model": "train model.path=noconfig task=text_classification task.data.path=empty.jsonl",
+    "model hub offline": f"{TASK} model=bert",
+    "data hub offline": "train model.path=MODEL task=sst2",
+    "data and model hub offline": "train model=bert task=sst2 lora.r=16",
+    "run directory exists": f"{TOY} run.dir=taken",
+    "run exists": f"{TOY} run.dir=RUN",
+    "overwrite of something else": f"{TOY} run.dir=taken --overwrite",
+    "run directory below a file": f"{TOY} run.dir=header.csv/a",
+    "run name with a path": f"{TOY} run.name=../a",
+    "resume of nothing": f"{TOY} run.name=new --resume",
+    "resume with other settings": "train RUN/recipe.yaml run.dir=RUN --resume seed=7",
+    "recipe missing": "train none.yaml",
+    "recipe that is no YAML": "train broken.yaml",
+    "recipe with a hydra section": "train hydra.yaml",
+    "recipe with a target": "train target.yaml",
+    "recipe with a package": "train package.yaml",
+    "recipe with hydra in defaults": "train defaults.yaml",
+    "recipe with unknown key": "train unknown.yaml",
+    "eval of nothing": "eval",
+    "eval of no run": "eval runs/none",
+    "eval of another base": "eval RUN base=BASE2",
+    "eval of a damaged record": "eval damaged",
+    "eval of an emptied record": "eval emptied",
+    "eval without a split": "eval RUN split=dev",
+    "eval setting without rows": "eval RUN task.data.text_column=body",
+    "eval of other labels": "eval RUN task.data.path=nulls.csv",
+    "merge over something": "merge RUN output=taken",
+    "merge over something else": "merge RUN output=taken --overwrite",
+    "merge over the adapter": "merge RUN output=RUN/adapter --overwrite",
+    "merge of an adapter alone": "merge alone base=MODEL",
+    "export to an unknown format": "export RUN format=gguf",
+    "predict of no input": "predict RUN input=none.jsonl",
+    "predict of an empty input": "predict RUN input=empty.jsonl",
+    "predict of the wrong columns": "predict RUN input=nocolumn.csv",
+    "predict of a null text": "predict RUN input=nulls.jsonl",
+    "predict over its input": "predict RUN input=nolabel.csv output=nolabel.csv --overwrite",
+    "predict of two inputs": "predict RUN input=nolabel.csv text=x",
+}
+
+
+def write_data(folder: Path) -> None:
+    texts = {
+        "empty.jsonl": "",
+        "header.csv": "text,label\n",
+        "nolabel.csv": "text,stars_given\na,1\nb,2\n",
+        "nocolumn.csv": "body_text,n\na,1\n",
+        "oneclass.csv": "text,label\n" + "".join(f"text {n},pos\n" for n in range(20)),
+        "nulls.csv": "text,label\na,sad\nb,joy\n",
+        "nulls.jsonl": '{"text": null, "label": "x"}\n'
+        + "".join(f'{{"text": "text {n}", "label": "{"xy"[n % 2]}"}}\n' for n in range(19)),
+        "broken.jsonl": '{"text": "a", "label": "x"}\n{"text": "b" "label": "y"}\n',
+        "unseen/train.csv": "text,label\n" + "".join(f"text {n},{'xy'[n % 2]}\n" for n in range(9)),
+        "unseen/validation.csv": "text,label\nother,x\nanother,z\n",
+        "broken.yaml": "lora: {r: 4\nseed: 1\n",
+        "hydra.yaml": "defaults: [{task: sst2}]\nhydra: {job: {name: x}}\n",
+        "target.yaml": "model: {_target_: os.system}\n",
+        "package.yaml": "defaults: [{model@hydra.launcher: bert}]\n",
+        "defaults.yaml": "defaults: [{override hydra/launcher: joblib}]\n",
+        "unknown.yaml": "seed: 1\nlora:\n  rnak: 4\n",
+        "taken/thesis.tex": "years of work",
+    }
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+
+
+@pytest.fixture(scope="module")
+def folder(
+    tmp_path_factory: pytest.TempPathFactory, tiny_run: Any, tiny_model_dir: Callable[..., Path]
+) -> Path:
+    """The folder that all cases run in; none of them may change it."""
+    folder = tmp_path_factory.mktemp("errors")
+    write_data(folder)
+    shutil.copytree(tiny_run.path, folder / "run", ignore=shutil.ignore_patterns("*.onnx"))
+    for name in ("noconfig", "noweights", "pickled"):
+        shutil.copytree(tiny_run.base, folder / name)
+    (folder / "noconfig" / "config.json").unlink()
+    (folder / "noweights" / "model.safetensors").unlink()
+    (folder / "pickled" / "model.safetensors").rename(folder / "pickled" / "pytorch_model.bin")
+    for name in ("damaged", "emptied", "alone"):
+        shutil.copytree(tiny_run.path / "adapter", folder / name)
+    (folder / "damaged" / "lora_cli.json").write_text("{")
+    record = folder / "emptied" / "lora_cli.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "state": {}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_case(
+    folder: Path, tiny_run: Any, tiny_model_dir: Callable[..., Path], run_cli: Any
+) -> Callable[[str], Any]:
+    places = {
+        "MODEL": str(tiny_run.base),
+        "BASE2": str(tiny_model_dir(seed=1)),
+        "TOY": str(tiny_run.data),
+        "RUN": str(folder / "run"),
+    }
+
+    def run(case: str) -> tuple[int, str, str]:
+        words = [word for word in CASES[case].split(" ") if word]
+        for name, path in places.items():
+            words = [word.replace(name, path) for word in words]
+        finished = run_cli(*words, cwd=folder)
+        text = finished.err.replace(str(folder), "HERE")
+        for name, path in places.items():
+            text = text.replace(path, name)
+        start = text.find("error[")
+        return finished.code, finished.out, text[max(start, 0) :]
+
+    return run
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+        if path.name != ".lock"
+    }
+
+
+def block(case: str, text: str) -> str:
+    return f"{RULER}\n{case}\n$ lora-cli {CASES[case]}\n\n{text.rstrip()}\n\n"
+
+
+def read_snapshot() -> dict[str, str]:
+    if not SNAPSHOT.exists():
+        return {}
+    parts = SNAPSHOT.read_text(encoding="utf-8").split(f"{RULER}\n")[1:]
+    return {part.split("\n", 1)[0]: f"{RULER}\n{part}" for part in parts}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_text_is_as_pinned_and_nothing_is_written(
+    case: str, folder: Path, run_case: Any
+) -> None:
+    before = tree(folder)
+    code, out, text = run_case(case)
+    assert code == 2, text
+    assert out == ""
+    assert text.startswith("error["), text
+    assert "Traceback" not in text
+    assert tree(folder) == before
+    found, blocks = block(case, text), read_snapshot()
+    if os.environ.get("UPDATE_SNAPSHOTS"):
+        blocks[case] = found
+        ordered = [blocks[name] for name in CASES if name in blocks]
+        SNAPSHOT.write_text("".join(ordered), encoding="utf-8")
+    assert found == read_snapshot().get(case)
+
+
+def test_the_file_holds_these_cases_and_no_others() -> None:
+    assert list(read_snapshot()) == list(CASES)
+
+
+def test_two_problems_are_two_messages() -> None:
+    text = read_snapshot()["two problems"]
+    assert text.count("error[") == 3
+    for key in ("lora.r", "optimizer.lr", "seed"):
+        assert f"`{key}`" in text
+
+
+@pytest.mark.parametrize(
+    "name", ["a=b", "data(1)", "it's", "with space", "a,b", "ünï", "[x]", "{x}", "a:b", "$x", "#1"]
+)
+def test_awkward_values_mean_what_they_say(
+    name: str, tiny_run: Any, run_cli: Any, tmp_path: Path
+) -> None:
+    data = tmp_path / f"{name}.jsonl"
+    lines = (tiny_run.data / "train.jsonl").read_text().splitlines()[:16]
+    data.write_text("\n".join(lines) + "\n")
+    others = ("task.data.path", "trainer.max_steps")
+    settings = [text for text in tiny_run.settings if not text.startswith(others)]
+    finished = run_cli(
+        *("train", *settings, "trainer.max_steps=1", f"task.data.path={data}"),
+        *(f"run.dir={tmp_path}/{name}", "--quiet"),
+        cwd=tmp_path,
+    )
+    assert finished.code == 0, finished.err
+    assert {path.name for path in tmp_path.iterdir()} == {name, f"{name}.jsonl"}
+    again = run_cli("train", tmp_path / name / "recipe.yaml", "run.dir=b", "--quiet", cwd=tmp_path)
+    assert again.code == 0, again.err
+    weights = [tmp_path / run / "adapter" / "adapter_model.safetensors" for run in (name, "b")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
