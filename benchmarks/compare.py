@@ -31,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--seeds", type=int, default=3, help="runs of each, with seeds 1, 2, ...")
     for name, default in {"epochs": 3, "r": 8, "alpha": 16, "batch": 32, "max-length": 128}.items():
         add(f"--{name}", type=int, default=default)
-    add("--lr", type=float, default=1e-3)
+    add("--lr", type=float, default=2e-3)
     add("--max-train-rows", type=int)
     add("--tuned", action="store_true", help="add a Trainer that groups rows by length")
     args = parser.parse_args()

@@ -48,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     whole = {"epochs": 3, "r": 8, "alpha": 16, "batch": 32, "max-length": 128, "seed": 42}
     for name, default in whole.items():
         add(f"--{name}", type=int, default=default)
-    add("--lr", type=float, default=1e-3)
+    add("--lr", type=float, default=2e-3)
     add("--max-train-rows", type=int)
     add("--best", action="store_true", help="keep the epoch with the best validation accuracy")
     add("--tuned", action="store_true", help="put rows of like length into a batch")

@@ -127,7 +127,8 @@ def _compare(probe: Probe, model: Callable[..., Any]) -> Comparison:
     for expected, found in zip(probe.outputs, _run(probe.task, model, probe.batches), strict=True):
         for name, value in expected.items():
             difference = (value.float() - found[name].float().to(value.device)).abs().max()
-            largest = max(largest, float(difference))
+            # `max` would pass over a NaN.
+            largest = max(largest, float(difference.nan_to_num(nan=torch.inf)))
             agree = value.argmax(-1).cpu() == found[name].argmax(-1).cpu()
             same, vectors = same + int(agree.sum()), vectors + agree.numel()
     return Comparison(probe.rows, largest, same / vectors)

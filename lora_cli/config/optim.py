@@ -11,7 +11,7 @@ class AdamWConfig:
     name: Literal["adamw"] = "adamw"
     """Optimizer."""
 
-    lr: float = field(default=1e-3, metadata={"above": 0})
+    lr: float = field(default=2e-3, metadata={"above": 0})
     """Peak learning rate."""
 
     weight_decay: float = field(default=0.0, metadata={"min": 0})

@@ -6,6 +6,7 @@ UPDATE_SNAPSHOTS=1 python -m pytest tests/contract/test_error_texts.py
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +159,7 @@ def run_case(
         text = finished.err.replace(str(folder), "HERE")
         for name, path in places.items():
             text = text.replace(path, name)
+        text = re.sub(r"\b[0-9a-f]{64}\b", "SHA256", text)
         start = text.find("error[")
         return finished.code, finished.out, text[max(start, 0) :]
 

@@ -1,0 +1,80 @@
+"""`lora-cli merge`: what is refused, and that a wrong merge is never written."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from lora_cli.lora.linear import LoraLinear
+
+
+@pytest.fixture
+def run(tiny_run: Any, tmp_path: Path) -> Path:
+    ignore = shutil.ignore_patterns("merged", "*.onnx", "checkpoints")
+    return Path(shutil.copytree(tiny_run.path, tmp_path / "a", ignore=ignore))
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def wrong_merge(layer: LoraLinear) -> nn.Linear:
+    """A merge that forgets the update: the bug that shipped elsewhere."""
+    plain = nn.Linear(layer.base_layer.in_features, layer.base_layer.out_features)
+    plain.load_state_dict(layer.base_layer.state_dict())
+    return plain
+
+
+def test_the_default_place_is_the_run(run: Path, run_cli: Any) -> None:
+    finished = run_cli("merge", run, cwd=run.parent)
+    assert finished.code == 0, finished.err
+    assert (run / "merged" / "model.safetensors").is_file()
+    assert "merged against adapter on validation: 32 rows" in finished.err
+    assert "same decision in 100.00 %" in finished.err
+    again = run_cli("merge", run, cwd=run.parent)
+    assert again.code == 2
+    assert "error[output.exists]" in again.err
+    assert run_cli("merge", run, "--overwrite", "--quiet", cwd=run.parent).code == 0
+
+
+@pytest.mark.parametrize("command", [["merge"], ["export", "format=hf"], ["export"]])
+def test_a_merge_that_differs_is_refused(
+    run: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.setattr(LoraLinear, "merged", wrong_merge)
+    before = files(run.parent)
+    finished = run_cli(command[0], run, *command[1:], cwd=run.parent)
+    assert finished.code == 1
+    assert "error[merge.differs]" in finished.err
+    assert files(run.parent) == before
+
+
+def test_without_rows_there_is_no_check(
+    run: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LoraLinear, "merged", wrong_merge)
+    finished = run_cli("merge", run, "check_rows=0", "--json", cwd=run.parent)
+    assert finished.code == 0
+    assert set(finished.lines[0]) == {"output", "dtype", "bytes"}
+    assert "against" not in finished.err
+
+
+def test_a_failed_check_keeps_the_earlier_merge(
+    run: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_cli("merge", run, cwd=run.parent).code == 0
+    weights = (run / "merged" / "model.safetensors").read_bytes()
+    monkeypatch.setattr(LoraLinear, "merged", wrong_merge)
+    assert run_cli("merge", run, "--overwrite", cwd=run.parent).code == 1
+    assert (run / "merged" / "model.safetensors").read_bytes() == weights
+
+
+def test_other_rows_for_the_check(run: Path, tiny_run: Any, run_cli: Any) -> None:
+    rows = tiny_run.data / "test.jsonl"
+    finished = run_cli(
+        *("merge", run, f"task.data.path={rows}", "check_rows=5", "--json"), cwd=run.parent
+    )
+    assert finished.code == 0, finished.err
+    assert finished.lines[0]["rows"] == 5
