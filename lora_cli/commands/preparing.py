@@ -133,7 +133,7 @@ def _load_inputs(config: TrainConfig) -> tuple[Splits, ModelSource]:
             check_sha256(source, config.model.sha256)
     except UserError as error:
         problems += error.problems
-    if splits is None or source is None:
+    if problems or splits is None or source is None:
         raise UserError(problems)
     return splits, source
 

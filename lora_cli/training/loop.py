@@ -138,7 +138,7 @@ class Trainer:
         )
         if self.progress.step == 0:
             self._evaluate()
-        reason = "stopped on request" if self._should_stop() else "finished"
+        reason = self._reason_to_end()
         while self.progress.step < plan.total_steps and reason == "finished":
             self._train_step()
             if self._is_due(plan.trainer.eval_steps):

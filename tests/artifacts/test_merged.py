@@ -23,7 +23,9 @@ def parts(tiny_model_dir: Callable[..., Path]) -> tuple[Any, Any]:
     return model, transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def test_a_folder_that_transformers_loads(parts: tuple[Any, Any], tmp_path: Path, capfd) -> None:
+def test_a_folder_that_transformers_loads(
+    parts: tuple[Any, Any], tmp_path: Path, capfd: Any
+) -> None:
     model, tokenizer = parts
     size = save_merged(model, tokenizer, tmp_path / "deep" / "m")
     assert capfd.readouterr() == ("", "")

@@ -23,7 +23,7 @@ from lora_cli.artifacts.run_dir import (
     write_json,
 )
 from lora_cli.errors import UserError
-from lora_cli.training.events import EvalDone, RunStarted, StepDone
+from lora_cli.training.events import EvalDone, Event, RunStarted, StepDone
 
 
 def make_run(path: Path) -> Path:
@@ -134,7 +134,10 @@ def step(number: int, *, log: bool = True) -> StepDone:
 def test_metrics_are_kept_line_by_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     listener = MetricsFile(path, last_step=-1)
-    events = [RunStarted(0, 4, 4, 64), EvalDone(0, {"accuracy": 0.5}, "accuracy", False)]
+    events: list[Event] = [
+        RunStarted(0, 4, 4, 64),
+        EvalDone(0, {"accuracy": 0.5}, "accuracy", False),
+    ]
     for event in [*events, step(1), step(2, log=False), step(3)]:
         listener(event)
     lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -78,7 +78,7 @@ def test_the_result_holds_what_the_design_lists(tiny_run: Any) -> None:
 
 def test_metrics_and_predictions_agree_with_the_result(tiny_run: Any) -> None:
     result = json.loads((tiny_run.path / "result.json").read_text())
-    lines = read_lines((tiny_run.path / "metrics.jsonl"))
+    lines = read_lines(tiny_run.path / "metrics.jsonl")
     assert [line["step"] for line in lines if line["event"] == "train"] == [1, 2, 3, 4]
     evaluations = {line["step"]: line["metrics"] for line in lines if line["event"] == "eval"}
     assert sorted(evaluations) == [0, 2, 4]
@@ -87,8 +87,8 @@ def test_metrics_and_predictions_agree_with_the_result(tiny_run: Any) -> None:
     assert best == pytest.approx(result["adapter"], abs=1e-6)
     values = [evaluations[number]["accuracy"] for number in (2, 4)]
     assert best["accuracy"] == max(values)
-    predictions = read_lines((tiny_run.path / "predictions" / "validation.jsonl"))
-    rows = read_lines((tiny_run.data / "validation.jsonl"))
+    predictions = read_lines(tiny_run.path / "predictions" / "validation.jsonl")
+    rows = read_lines(tiny_run.data / "validation.jsonl")
     assert [line["reference"] for line in predictions] == [row["label"] for row in rows]
     right = sum(line["label"] == line["reference"] for line in predictions)
     assert right / len(rows) == result["adapter"]["accuracy"]
@@ -196,7 +196,7 @@ def start(arguments: list[str], *, cwd: Path, output: Path) -> int:
             os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
         import sys
 
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: PTH123, SIM115
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         signal.signal(signal.SIGINT, signal.default_int_handler)
         from lora_cli.cli.main import main
 

@@ -52,8 +52,10 @@ CASES = {
     "model without config": f"{TASK} model.path=noconfig",
     "model without weights": f"{TASK} model.path=noweights",
     "model with pickled weights": f"{TASK} model.path=pickled",
+    "model with other weights": f"{TASK} model.path=MODEL model.sha256=00",
     "model is an adapter": f"{TASK} model.path=RUN/adapter",
-    "data and model": "train model.path=noconfig task=text_classification task.data.path=empty.jsonl",
+    "data and model": "train task=text_classification model.path=noconfig "
+    "task.data.path=empty.jsonl",
     "model hub offline": f"{TASK} model=bert",
     "data hub offline": "train model.path=MODEL task=sst2",
     "data and model hub offline": "train model=bert task=sst2 lora.r=16",
@@ -159,7 +161,7 @@ def run_case(
         text = finished.err.replace(str(folder), "HERE")
         for name, path in places.items():
             text = text.replace(path, name)
-        text = re.sub(r"\b[0-9a-f]{64}\b", "SHA256", text)
+        text = re.sub(r"\b[0-9a-f]{64}\b|\b[0-9a-f]{16}(?=\.\.\.)", "SHA256", text)
         start = text.find("error[")
         return finished.code, finished.out, text[max(start, 0) :]
 

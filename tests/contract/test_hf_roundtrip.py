@@ -64,7 +64,7 @@ def test_logits_equal_those_of_pefts_own_merge(tiny_run: Any, merged: Path) -> N
 
 
 def test_a_pipeline_gives_our_labels(tiny_run: Any, run_cli: Any, merged: Path) -> None:
-    classify = transformers.pipeline("text-classification", model=str(merged), top_k=None)
+    classify: Any = transformers.pipeline("text-classification", model=str(merged), top_k=None)
     texts = texts_of(tiny_run)[:6]
     stdin = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
     ours = run_cli("predict", "runs/a", cwd=tiny_run.cwd, stdin=stdin).lines

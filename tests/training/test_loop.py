@@ -185,6 +185,12 @@ def test_early_stopping_counts_evaluations_without_improvement(
     assert ended.reason == "early stopping"
     assert [event.step for event in evals(events)] == [0, 8, 16, 24]
 
+    resumed = build_trainer(
+        tiny_model_dir(), toy_reviews, epochs=50, early_stopping=trainer.plan.trainer.early_stopping
+    )
+    resumed.resume(trainer.state())
+    assert (resumed.run().reason, resumed.progress.step) == ("early stopping", 24)
+
 
 def test_the_best_checkpoint_is_the_best_one(tiny_model_dir: ModelDir, toy_reviews: Path) -> None:
     events: list[Event] = []
