@@ -42,7 +42,7 @@ class LoraCliError(Exception):
 
 
 class UserError(LoraCliError):
-    """The run would not start: command line, config, data, model or adapter; nothing was written."""
+    """It would not start: command line, config, data, model or adapter; nothing was written."""
 
     exit_code = 2
 

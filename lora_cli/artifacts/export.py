@@ -54,7 +54,7 @@ class ExportInputs:
 def export_peft(inputs: ExportInputs) -> Path:
     """Copy the adapter folder; links are left out, since they may lead anywhere."""
     folder = inputs.output
-    with _staged(folder) as staged:
+    with staged_beside(folder) as staged:
         for path in sorted(inputs.adapter_folder.iterdir()):
             if path.is_file() and not path.is_symlink():
                 shutil.copyfile(path, staged / path.name)
@@ -111,7 +111,7 @@ def export_onnx(inputs: ExportInputs) -> Path:
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     _describe(program.model, labels=inputs.labels, max_length=inputs.max_length)
-    with _staged(inputs.output) as staged:
+    with staged_beside(inputs.output) as staged:
         weight_bytes = sum(p.numel() * p.element_size() for p in model.state_dict().values())
         with _quiet():
             program.save(
@@ -263,7 +263,7 @@ def _describe(model: Any, *, labels: tuple[str, ...], max_length: int) -> None:
 
 
 @contextmanager
-def _staged(target: Path) -> Iterator[Path]:
+def staged_beside(target: Path) -> Iterator[Path]:
     """Give an empty folder beside `target`, and remove what is left of it at the end."""
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = target.parent / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"

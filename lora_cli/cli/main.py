@@ -18,7 +18,14 @@ from lora_cli.config.composed import Composed
 from lora_cli.errors import LoraCliError, Problem, StorageError
 from lora_cli.log import logger
 
-_STORAGE_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO}
+_STORAGE_ERRORS = {
+    errno.ENOSPC,
+    errno.EROFS,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.EACCES,
+    errno.EPERM,
+}
 EXIT_STORAGE = 74
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from lora_cli.artifacts.commit import put_in_place
 from lora_cli.artifacts.export import (
     DEFAULT_NAMES,
     EXPORTERS,
     ExportInputs,
     OnnxModel,
     check_format,
+    staged_beside,
 )
 from lora_cli.artifacts.merged import check_output, folder_bytes
 from lora_cli.commands.display import Display
@@ -39,17 +41,18 @@ def run(composed: Composed, options: Options, display: Display) -> int:
     if config.format_ == "hf":
         display.result(write_merged(opened, model, probe, output, display=display))
         return 0
-    inputs = _inputs(opened, model, probe, output)
-    EXPORTERS[config.format_](inputs)
     result: dict[str, Any] = {"output": str(output), "format": config.format_}
-    if probe is not None:
-        try:
-            found = check_same(probe, OnnxModel(output), model.dtype, what="exported")
-        except BaseException:
-            output.unlink(missing_ok=True)
-            raise
-        display.note(f"exported against adapter on {probe.split}: {found.text}")
-        result |= found.as_json()
+    with staged_beside(output) as staged:
+        path = EXPORTERS[config.format_](_inputs(opened, model, probe, staged / output.name))
+        if probe is not None:
+            found = check_same(probe, OnnxModel(path), model.dtype, what="exported")
+            display.note(f"exported against adapter on {probe.split}: {found.text}")
+            result |= found.as_json()
+        # The weights of a very large graph are a second file, which must be there before it.
+        for extra in staged.iterdir():
+            if extra != path:
+                extra.replace(output.parent / extra.name)
+        put_in_place(path, output)
     size = folder_bytes(output)
     display.note(f"exported: {output} ({size / 1e6:.1f} MB, {config.format_})")
     display.result({**result, "bytes": size})

@@ -7,6 +7,7 @@ from typing import Any, Literal, cast, get_args, get_origin
 
 from lora_cli.config.commands import VARIANTS
 from lora_cli.config.schema import (
+    default_of,
     default_variant,
     field_hints,
     has_variants,
@@ -52,7 +53,7 @@ def _section(cls: type, plain: Any, prefix: str, problems: list[Problem]) -> Any
         elif dataclasses.is_dataclass(annotation):
             values[field.name] = _section(cast(type, annotation), value, f"{name}.", problems)
         else:
-            values[field.name] = _leaf(name, annotation, field.metadata, value, problems)
+            values[field.name] = _leaf(name, annotation, field, value, problems)
     return None if problems else cls(**values)
 
 
@@ -64,7 +65,9 @@ def _variant(name: str, plain: Any, problems: list[Problem]) -> Any:
     chosen = plain.get(tag, default_variant(name))
     if not isinstance(chosen, str) or chosen not in table:
         wanted = Literal[tuple(table)]  # type: ignore[valid-type]  # built from the table
-        _leaf(f"{name}.{tag}", wanted, {}, chosen, problems)
+        fields = dataclasses.fields(table[default_variant(name)])
+        field = next(field for field in fields if key_of(field) == tag)
+        _leaf(f"{name}.{tag}", wanted, field, chosen, problems)
         return None
     return _section(table[chosen], plain, f"{name}.", problems)
 
@@ -98,10 +101,11 @@ def _unknown_keys(plain: Mapping[Any, Any], known: list[str], prefix: str) -> It
 def _leaf(
     name: str,
     annotation: Any,
-    metadata: Mapping[str, Any],
+    field: dataclasses.Field[Any],
     value: Any,
     problems: list[Problem],
 ) -> Any:
+    metadata = field.metadata
     # Choices first: a list of names would take a single name as well.
     members = sorted(union_members(annotation), key=_is_list)
     for member in members:
@@ -114,8 +118,8 @@ def _leaf(
             id="config.bad-value",
             message=f"`{name}` must be {wanted(annotation, metadata)}, but is {quoted(value)}.",
             key=name,
-            allowed=_choices(annotation),
-            fix=_fix(annotation, value),
+            allowed=_choices(annotation) or wanted(annotation, metadata),
+            fix=_fix(annotation, value) or f"the default is {name}={show(default_of(field))}",
         )
     )
     return None

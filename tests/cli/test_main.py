@@ -70,7 +70,8 @@ def test_quiet_hides_messages(fake_command: Any, capsys: Any) -> None:
         (OSError(errno.EROFS, "Read-only"), 74, "error[io.failed]"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (ValueError("oops"), 70, "ValueError: oops"),
-        (OSError(errno.EPERM, "odd"), 70, "--debug"),
+        (OSError(errno.EPERM, "odd"), 74, "error[io.failed]"),
+        (OSError(errno.EINVAL, "odd"), 70, "--debug"),
     ],
 )
 def test_whatever_happens_becomes_a_code_and_a_text(
