@@ -21,7 +21,7 @@ from lora_cli.config.compose import (
 from lora_cli.config.composed import Composed, UserChoices, user_body
 from lora_cli.config.decode import decode
 from lora_cli.config.groups import configs_dir, default_options, option_origins, read_mapping
-from lora_cli.config.overrides import Override, Request, path_resets, sort_overrides
+from lora_cli.config.overrides import Override, Request, resets, sort_overrides
 from lora_cli.config.paths import absolute_path
 from lora_cli.config.quoting import escape_references, quote_text
 from lora_cli.config.recipe import read_recipe, scan_folder
@@ -95,7 +95,7 @@ def run_command(
     plan = _Plan(
         request=request,
         config_name=_primary_config(request),
-        leading=[f"++{name}={_written(value)}" for name, value in path_resets(request).items()],
+        leading=[f"++{name}={_written(value)}" for name, value in resets(request).items()],
         overrides=good,
     )
     if problems or (request.multirun and not _INSPECTIONS & set(flags)):
@@ -265,7 +265,7 @@ def _decode(request: Request, composition: Composition, *, only_values: bool = F
     config, problems = decode(COMMANDS[request.command], composition.plain)
     chosen = UserChoices(
         groups=frozenset(request.chosen_groups()),
-        keys=frozenset(request.recipe_keys() | request.line_keys()),
+        keys=frozenset(request.user_keys()),
     )
     if config is not None and not only_values:
         problems = check_config(request.command, config, chosen.keys)
@@ -298,7 +298,7 @@ def _origins(request: Request, choices: Mapping[str, str | None]) -> dict[str, s
         for name, path in option_origins(group, option, request.extra).items():
             ours = path.is_relative_to(configs_dir())
             origins[name] = f"configs/{path.relative_to(configs_dir())}" if ours else str(path)
-    for name in path_resets(request):
+    for name in resets(request):
         origins.pop(name, None)
     return origins | _user_origins(request)
 

@@ -7,7 +7,13 @@ from typing import Any
 
 from lora_cli.config.commands import COMMANDS, VARIANTS
 from lora_cli.config.decode import unknown_key
-from lora_cli.config.groups import default_options, group_names, group_options, option_variant
+from lora_cli.config.groups import (
+    default_options,
+    group_names,
+    group_options,
+    option_origins,
+    option_variant,
+)
 from lora_cli.config.recipe import Recipe, unknown_option
 from lora_cli.config.schema import Key, all_keys, flatten, iter_keys, variants_of
 from lora_cli.errors import Problem, nearest_name
@@ -26,6 +32,16 @@ _RESET_BY_PATH = {
         "task.data.validation_split",
         "task.data.test_split",
     ),
+}
+
+# Two ways to say one thing: the command line's way takes the place of the recipe's.
+_ALTERNATIVES = {
+    "trainer.epochs": "trainer.max_steps",
+    "trainer.max_steps": "trainer.epochs",
+    "scheduler.warmup_ratio": "scheduler.warmup_steps",
+    "scheduler.warmup_steps": "scheduler.warmup_ratio",
+    "run.dir": "run.name",
+    "run.name": "run.dir",
 }
 
 
@@ -101,6 +117,25 @@ class Request:
     def recipe_keys(self) -> set[str]:
         """Return the settings in the body of the recipe."""
         return set(flatten(self.body))
+
+    def superseded_keys(self) -> set[str]:
+        """Return settings of the recipe whose alternative the command line sets."""
+        set_on_line: set[str] = set()
+        for item in self.overrides:
+            if item.key in self.groups:
+                for option in item.values:
+                    set_on_line |= set(option_origins(item.key, option, self.extra))
+            elif item.values != (None,):
+                set_on_line.add(item.key)
+        return {
+            key
+            for key in self.recipe_keys() - self.line_keys()
+            if _ALTERNATIVES.get(key) in set_on_line
+        }
+
+    def user_keys(self) -> set[str]:
+        """Return the settings that the user set and that count."""
+        return (self.recipe_keys() - self.superseded_keys()) | self.line_keys()
 
     def chosen_groups(self) -> set[str]:
         """Return the config groups for which the user chose an option."""
@@ -256,21 +291,19 @@ def _check_variant_keys(request: Request) -> Iterator[Problem]:
                 )
 
 
-def path_resets(request: Request) -> dict[str, Any]:
-    """Return settings of a named model or task that do not hold for the user's own path.
+def resets(request: Request) -> dict[str, Any]:
+    """Return settings that do not hold any more, with their defaults.
 
-    Giving `task.data.path` keeps family, metric and lengths of the task; names of columns, labels
-    and splits go back to automatic unless the user sets them too. Giving `model.path` takes back
-    what identifies the named weights.
+    Giving `task.data.path` keeps family, metric and lengths of a named task; names of columns,
+    labels and splits go back to automatic unless the user sets them too. Giving `model.path` takes
+    back what identifies the named weights. What the command line says in another way than the
+    recipe takes the recipe's way back.
     """
-    keys = request.line_keys() | request.recipe_keys()
     if request.command != "train":
         return {}
-    known = all_keys(request.command)
-    return {
-        name: known[name].default
-        for path, names in _RESET_BY_PATH.items()
-        if path in keys
-        for name in names
-        if name not in keys
-    }
+    keys, known = request.user_keys(), all_keys(request.command)
+    gone = request.superseded_keys()
+    for path, names in _RESET_BY_PATH.items():
+        if path in keys:
+            gone |= set(names) - keys
+    return {name: known[name].default for name in sorted(gone)}

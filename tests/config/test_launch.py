@@ -1,12 +1,16 @@
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lora_cli.config.composed import Composed
+from lora_cli.config.composed import Composed, recipe_text
 from lora_cli.config.launch import run_command
 from lora_cli.errors import Problem, RunFailedError
+
+Compose = Callable[..., list[Composed]]
+Problems = Callable[..., list[Problem]]
 
 NAMED = ("train", "model=bert", "task=sst2")
 
@@ -204,3 +208,46 @@ def test_own_groups_from_a_config_dir(compose_all: Any, tmp_path: Path) -> None:
     assert composed.user["model"]["path"] == "org/mine"
     (named,) = compose_all("train", "--config-dir", str(folder), "--config-name", "all")
     assert (named.config.seed, named.config.model.path) == (7, "org/mine")
+
+
+RECIPE = """
+defaults:
+  - model: minilm
+  - task: movie_reviews
+trainer:
+  epochs: 5
+scheduler:
+  warmup_ratio: 0.2
+run:
+  name: mine
+"""
+
+
+def test_the_command_line_may_say_in_another_way_what_the_recipe_says(
+    compose_all: Compose, tmp_path: Path
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(RECIPE)
+    (found,) = compose_all(
+        "train", str(path), "trainer.max_steps=7", "scheduler.warmup_steps=2", "run.dir=here"
+    )
+    assert (found.config.trainer.max_steps, found.config.trainer.epochs) == (7, 3)
+    assert found.config.scheduler.warmup_steps == 2
+    assert (found.config.run.dir, found.config.run.name) == ("here", None)
+    again = tmp_path / "again.yaml"
+    again.write_text(recipe_text(found))
+    (repeated,) = compose_all("train", str(again), "run.dir=here")
+    assert repeated.config == found.config
+
+    (smoke,) = compose_all("train", str(path), "trainer=smoke")
+    assert smoke.config.trainer.max_steps == 20
+    (default,) = compose_all("train", str(path), "trainer=default", "trainer.max_steps=null")
+    assert (default.config.trainer.epochs, default.config.run.name) == (5, "mine")
+
+
+def test_one_place_that_says_both_is_a_contradiction(problems_of: Problems, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(RECIPE.replace("epochs: 5", "epochs: 5\n  max_steps: 7"))
+    assert [problem.id for problem in problems_of("train", str(path))] == ["config.contradiction"]
+    line = ("train", "trainer.epochs=2", "trainer.max_steps=7", "model=minilm", "task=sst2")
+    assert "config.contradiction" in [problem.id for problem in problems_of(*line)]

@@ -1,5 +1,5 @@
 from lora_cli.config.compose import parse_override
-from lora_cli.config.overrides import Request, known_keys, path_resets, sort_overrides
+from lora_cli.config.overrides import Request, known_keys, resets, sort_overrides
 
 
 def request(*overrides: str, command: str = "train", multirun: bool = False) -> Request:
@@ -27,13 +27,13 @@ def test_sound_overrides_are_kept() -> None:
 
 
 def test_only_own_data_of_train_resets_names() -> None:
-    assert path_resets(request("task=sst2")) == {}
-    assert path_resets(request("model=minilm")) == {}
-    assert path_resets(request("model=minilm", "model.path=x", "model.revision=v1")) == {
+    assert resets(request("task=sst2")) == {}
+    assert resets(request("model=minilm")) == {}
+    assert resets(request("model=minilm", "model.path=x", "model.revision=v1")) == {
         "model.sha256": None,
         "model.hub_id": None,
     }
-    assert path_resets(request("task.data.path=x", command="eval")) == {}
-    resets = path_resets(request("task.data.path=x", "task.data.name=y"))
-    assert "task.data.name" not in resets
-    assert resets["task.data.train_split"] == "train"
+    assert resets(request("task.data.path=x", command="eval")) == {}
+    found = resets(request("task.data.path=x", "task.data.name=y"))
+    assert "task.data.name" not in found
+    assert found["task.data.train_split"] == "train"
