@@ -44,10 +44,27 @@ def test_the_line_is_drawn_by_dtype(dtype: torch.dtype) -> None:
         check_same(probe, lambda x: x + 1.2 * limit, dtype, what="merged")
 
 
-def test_another_decision_is_refused_however_near() -> None:
-    probe = probe_of([[0.0, 1e-6]])
+def test_the_line_grows_with_the_outputs() -> None:
+    limit = TOLERANCE[torch.bfloat16]
+    check_same(probe_of([[0.0, -10.0]]), lambda x: x + 9 * limit, torch.bfloat16, what="merged")
+    with pytest.raises(RunFailedError):
+        check_same(probe_of([[0.0, -10.0]]), lambda x: x + 11 * limit, torch.bfloat16, what="x")
+
+
+def test_a_tie_may_be_broken_by_rounding_and_is_counted() -> None:
+    found = check_same(
+        probe_of([[0.0, 1e-6], [0.0, 1.0]]),
+        lambda x: x.where(x == 1.0, 0.0),
+        torch.float32,
+        what="merged",
+    )
+    assert found.agreement == 0.5
+    assert "50.00 %" in found.text
+
+
+def test_another_decision_is_refused() -> None:
     with pytest.raises(RunFailedError) as caught:
-        check_same(probe, lambda x: x.flip(-1), torch.float32, what="exported")
+        check_same(probe_of([[0.0, 1.0]]), lambda x: x.flip(-1), torch.float32, what="exported")
     (problem,) = caught.value.problems
     assert problem.message.startswith("The exported model must say what the adapter says")
     assert "0.00 %" in problem.message
