@@ -70,6 +70,8 @@ def prepare(config: TrainConfig, display: Display) -> Prepared:
     tokenizer = load_tokenizer(source)
     check_vocabulary(tokenizer, base.model, source)
     task = family.build(config.task, splits.state, tokenizer)
+    if task.couples_rows and config.trainer.micro_batch_size is not None:
+        display.note("the loss couples the rows of a batch: trainer.micro_batch_size changes it")
 
     saved = saved_modules(base.model, base.new_keys, config.lora.modules_to_save)
     targets = resolve_targets(

@@ -66,6 +66,17 @@ def _check_schedule(config: TrainConfig, user: Collection[str]) -> Iterator[Prob
         )
 
 
+def _check_targets(config: TrainConfig, _: Collection[str]) -> Iterator[Problem]:
+    if not config.lora.targets:
+        yield Problem(
+            id="config.bad-value",
+            message="`lora.targets` must name at least one layer, but is empty.",
+            key="lora.targets",
+            allowed="auto, all-linear, or a list of names",
+            fix="leave it out to take the usual layers",
+        )
+
+
 def _check_batches(config: TrainConfig, user: Collection[str]) -> Iterator[Problem]:
     micro, whole = config.trainer.micro_batch_size, config.trainer.global_batch_size
     if micro is None or whole % micro == 0:
@@ -161,6 +172,7 @@ TRAIN_CHECKS: tuple[Callable[[TrainConfig, Collection[str]], Iterator[Problem]],
     _check_sources,
     _check_fractions,
     _check_schedule,
+    _check_targets,
     _check_batches,
     _check_run,
 )

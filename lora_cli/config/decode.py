@@ -82,6 +82,9 @@ def _not_a_section(name: str, value: Any) -> Problem:
 
 def unknown_key(name: str, known: list[str]) -> Problem:
     """Describe a key that does not exist; `known` are the full names of its neighbours."""
+    # These follow from the choice of an option, and cannot be set.
+    tags = {f"{section}.{tag}" for section, (tag, _) in VARIANTS.items()}
+    known = [other for other in known if other not in tags]
     near = nearest_name(name, known)
     return Problem(
         id="config.unknown-key",

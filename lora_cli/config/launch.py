@@ -25,7 +25,7 @@ from lora_cli.config.overrides import Override, Request, resets, sort_overrides
 from lora_cli.config.paths import absolute_path
 from lora_cli.config.quoting import escape_references, quote_text
 from lora_cli.config.recipe import read_recipe, scan_folder
-from lora_cli.config.schema import all_keys, show, to_plain
+from lora_cli.config.schema import all_keys, select, show, to_plain
 from lora_cli.errors import LoraCliError, Problem, StoppedError, UserError
 from lora_cli.log import logger
 
@@ -98,8 +98,9 @@ def run_command(
         leading=[f"++{name}={_written(value)}" for name, value in resets(request).items()],
         overrides=good,
     )
-    if problems or (request.multirun and not _INSPECTIONS & set(flags)):
-        problems += _check_jobs(plan, only_values=bool(problems))
+    inspects = bool(_INSPECTIONS & set(flags))
+    if problems or request.multirun or inspects:
+        problems += _check_jobs(plan, only_values=inspects or bool(problems))
     if problems:
         raise UserError(list(dict.fromkeys(problems)))
     outcome = _Outcome()
@@ -168,6 +169,16 @@ def _recipe_body(text: str, path: Path, command: str) -> dict[str, Any]:
     paths = {name for name, key in all_keys(command).items() if key.is_path}
     _make_absolute(body, "", paths=paths, folder=path.parent)
     return body
+
+
+def _fix_recorded_paths(plain: dict[str, Any], command: str) -> None:
+    """Make the paths that a run writes down absolute: they must mean the same from any folder."""
+    for name, key in all_keys(command).items():
+        section, _, last = name.rpartition(".")
+        node = select(plain, section) if section else plain
+        recorded = key.is_path and name.startswith(("model.", "task."))
+        if recorded and isinstance(node, dict) and last in node:
+            node[last] = absolute_path(name, node[last], Path.cwd())
 
 
 def _make_absolute(node: dict[str, Any], prefix: str, *, paths: set[str], folder: Path) -> None:
@@ -262,6 +273,7 @@ def _check_jobs(plan: _Plan, *, only_values: bool) -> list[Problem]:
 def _decode(request: Request, composition: Composition, *, only_values: bool = False) -> Composed:
     choices = {group: composition.choices.get(group) for group in request.groups}
     origins = _origins(request, choices)
+    _fix_recorded_paths(composition.plain, request.command)
     config, problems = decode(COMMANDS[request.command], composition.plain)
     chosen = UserChoices(
         groups=frozenset(request.chosen_groups()),

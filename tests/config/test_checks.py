@@ -15,6 +15,7 @@ NAMED = ("train", "model=bert", "task=sst2")
         (["trainer.micro_batch_size=64"], ["trainer.micro_batch_size"]),
         (["run.dir=x", "run.name=y"], ["run.dir"]),
         (["run.name=a/b"], ["run.name"]),
+        (["lora.targets=[]"], ["lora.targets"]),
         (["run.name=.."], ["run.name"]),
         (["run.name="], ["run.name"]),
         (["task.data.validation_split=1.5"], ["task.data.validation_split"]),

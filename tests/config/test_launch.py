@@ -85,7 +85,7 @@ def test_groups_of_another_command(problems_of: Any) -> None:
 def test_own_data_resets_the_names_of_a_task(compose_all: Any) -> None:
     (composed,) = compose_all(*NAMED, "task.data.path=rows.csv", "task.data.label_column=y")
     data = composed.config.task.data
-    assert data.path == "rows.csv"
+    assert data.path == str(Path.cwd() / "rows.csv")
     assert (data.name, data.text_column, data.test_split) == (None, None, None)
     assert data.label_column == "y"
     assert composed.config.task.max_length == 64
@@ -251,3 +251,26 @@ def test_one_place_that_says_both_is_a_contradiction(problems_of: Problems, tmp_
     assert [problem.id for problem in problems_of("train", str(path))] == ["config.contradiction"]
     line = ("train", "trainer.epochs=2", "trainer.max_steps=7", "model=minilm", "task=sst2")
     assert "config.contradiction" in [problem.id for problem in problems_of(*line)]
+
+
+def test_paths_that_a_run_writes_down_mean_the_same_from_any_folder(
+    compose_all: Compose, tmp_path: Path
+) -> None:
+    (tmp_path / "d.csv").write_text("text,label\n")
+    (tmp_path / "base").mkdir()
+    line = ("train", "model.path=base", "task.data.path=d.csv", "run.dir=r")
+    (found,) = compose_all(*line)
+    assert found.config.model.path == str(tmp_path / "base")
+    assert found.plain["task"]["data"]["path"] == str(tmp_path / "d.csv")
+    assert found.config.run.dir == "r"
+    again = tmp_path / "again.yaml"
+    again.write_text(recipe_text(found))
+    (repeated,) = compose_all("train", str(again), "run.dir=r")
+    assert repeated.plain == found.plain
+    (hub,) = compose_all("train", "model.path=org/name", "task.data.path=cache://x", "run.dir=r")
+    assert (hub.config.model.path, hub.config.task.data.path) == ("org/name", "cache://x")
+
+
+def test_showing_a_configuration_checks_its_values(problems_of: Problems) -> None:
+    found = problems_of("train", "lora.r=0", "optimizer.lr=-1", "--cfg", "job")
+    assert [problem.key for problem in found] == ["lora.r", "optimizer.lr"]
