@@ -13,6 +13,7 @@ from lora_cli.commands.preparing import Prepared, encode_rows, prepare
 from lora_cli.config.commands import TrainConfig
 from lora_cli.data.types import Row
 from lora_cli.errors import UserError
+from lora_cli.tasks.text_classification import TextClassificationTask
 
 
 class Notes:
@@ -94,6 +95,16 @@ def test_overfitting_uses_the_same_rows_twice(config: TrainConfig) -> None:
     ids = [row["id"] for row in prepared.train]
     assert ids == [row["id"] for row in prepared.validation] == ["1", "2", "3", "4", "5"]
     assert any("same 5 rows" in note for note in notes)
+
+
+@pytest.mark.parametrize("couples", [True, False])
+def test_a_loss_that_couples_rows_is_told_of(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, couples: bool
+) -> None:
+    monkeypatch.setattr(TextClassificationTask, "couples_rows", couples)
+    trainer = replace(config.trainer, micro_batch_size=1)
+    _, notes = run_prepare(replace(config, trainer=trainer))
+    assert any("couples the rows" in note for note in notes) == couples
 
 
 def test_cut_rows_are_counted(config: TrainConfig) -> None:
