@@ -6,6 +6,7 @@ folder alone.
 """
 
 import json
+import os
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -58,18 +59,28 @@ def find_subject(path: str) -> Subject:
         UserError: If there is none.
     """
     folder = Path(path)
+    # Unlike `Path.exists`, this says of a name that is too long that it is not there.
+    if not os.path.exists(path):  # noqa: PTH110
+        raise _not_found(path, "does not exist")
     if (folder / "adapter_config.json").is_file():
         is_in_run = (folder.parent / "config.yaml").is_file() and folder.name == "adapter"
         return Subject(adapter=folder, run=folder.parent if is_in_run else None)
     if (folder / "adapter" / "adapter_config.json").is_file():
         return Subject(adapter=folder / "adapter", run=folder)
-    why = "does not exist" if not folder.exists() else "has no adapter_config.json"
-    fix = "give the folder that `lora-cli train` made, such as runs/NAME"
     if (folder / "config.yaml").is_file():
         why = "has no adapter yet, since the run ended before its first evaluation"
         recipe, run = shlex.quote(str(folder / "recipe.yaml")), shlex.quote(f"run.dir={folder}")
-        fix = f"lora-cli train {recipe} {run} --resume"
-    raise UserError(
+        raise _not_found(path, why, fix=f"lora-cli train {recipe} {run} --resume")
+    raise _not_found(path, "has no adapter_config.json")
+
+
+def _not_found(
+    path: str,
+    why: str,
+    *,
+    fix: str = "give the folder that `lora-cli train` made, such as runs/NAME",
+) -> UserError:
+    return UserError(
         Problem(
             id="adapter.not-found",
             message=f"`from` must be a run or adapter directory, but {path} {why}.",

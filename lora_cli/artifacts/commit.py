@@ -9,10 +9,14 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from lora_cli.errors import Problem, StorageError
 
 MANIFEST = "MANIFEST.json"
 
@@ -35,10 +39,7 @@ def commit_folder(
     Raises:
         OSError: If writing failed; `target` is then as it was before.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = target.parent / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
-    staged.mkdir()
-    try:
+    with staged_beside(target) as staged:
         for name, content in files.items():
             write_synced(staged / name, content)
         if manifest:
@@ -50,6 +51,16 @@ def commit_folder(
             write_synced(staged / MANIFEST, text.encode() + b"\n")
         _sync_folder(staged)
         put_in_place(staged, target)
+
+
+@contextmanager
+def staged_beside(target: Path) -> Iterator[Path]:
+    """Give an empty folder beside `target`, and remove what is left of it at the end."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = target.parent / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
+    staged.mkdir()
+    try:
+        yield staged
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
@@ -79,10 +90,38 @@ def put_in_place(staged: Path, target: Path) -> None:
 def find_obstacle(path: Path) -> str | None:
     """Return why nothing can be made at `path`, or None where nothing speaks against it."""
     parents = path.absolute().parents
-    above = next((parent for parent in parents if parent.exists()), Path(path.anchor or "/"))
+    try:
+        above = next((parent for parent in parents if parent.exists()), Path(path.anchor or "/"))
+        path.exists()
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
     if not above.is_dir():
         return f"{above} is a file"
     return None if os.access(above, os.W_OK | os.X_OK) else f"{above} cannot be written to"
+
+
+def make_room(path: Path) -> None:
+    """Make the folder that `path` goes into, and prove that something can be made there.
+
+    The mode bits that `find_obstacle` goes by say nothing about file systems such as /proc.
+
+    Raises:
+        StorageError: If nothing can be made there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".trash-{path.name}-", dir=path.parent):
+            pass
+    except OSError as error:
+        raise StorageError(
+            Problem(
+                id="output.unusable",
+                message=f"`output` must be a place where something can be made, but {path} "
+                f"cannot be made: {(error.strerror or str(error)).lower()}.",
+                key="output",
+                fix="choose another place",
+            )
+        ) from error
 
 
 def write_synced(path: Path, content: bytes) -> None:

@@ -6,7 +6,6 @@ import inspect
 import json
 import logging
 import shutil
-import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -19,8 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_cli.artifacts.merged import save_merged
+from lora_cli.artifacts.merged import write_merged
 from lora_cli.errors import Problem, UserError, nearest_name
+from lora_cli.models.base import load_base
+from lora_cli.models.sources import resolve_model
 
 # A protobuf message cannot be larger than 2 GiB; the graph beside the weights needs some of it.
 _SINGLE_FILE_BYTES = 2**31 - 2**26
@@ -38,7 +39,7 @@ class ExportInputs:
         tokenizer: The base model's.
         labels: Label names in order.
         max_length: Tokens that the adapter was trained to read.
-        output: File or folder to write; what is there is replaced.
+        output: File or folder to write, where nothing is yet.
         example: Model inputs of a few real rows, each (B, T); None makes some up.
     """
 
@@ -51,26 +52,20 @@ class ExportInputs:
     example: Mapping[str, torch.Tensor] | None = None
 
 
-def export_peft(inputs: ExportInputs) -> Path:
+def export_peft(inputs: ExportInputs) -> None:
     """Copy the adapter folder; links are left out, since they may lead anywhere."""
-    folder = inputs.output
-    with staged_beside(folder) as staged:
-        for path in sorted(inputs.adapter_folder.iterdir()):
-            if path.is_file() and not path.is_symlink():
-                shutil.copyfile(path, staged / path.name)
-        if folder.exists():
-            shutil.rmtree(folder)
-        staged.rename(folder)
-    return folder
+    inputs.output.mkdir()
+    for path in sorted(inputs.adapter_folder.iterdir()):
+        if path.is_file() and not path.is_symlink():
+            shutil.copyfile(path, inputs.output / path.name)
 
 
-def export_hf(inputs: ExportInputs) -> Path:
+def export_hf(inputs: ExportInputs) -> None:
     """Write the merged model and the tokenizer as an ordinary transformers folder."""
-    save_merged(inputs.model, inputs.tokenizer, inputs.output)
-    return inputs.output
+    write_merged(inputs.model, inputs.tokenizer, inputs.output)
 
 
-def export_onnx(inputs: ExportInputs) -> Path:
+def export_onnx(inputs: ExportInputs) -> None:
     """Write the merged model as one ONNX file that takes batches of any size and length.
 
     Inputs are those that the tokenizer makes, int64 of shape (batch, length); the output is
@@ -111,26 +106,44 @@ def export_onnx(inputs: ExportInputs) -> Path:
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     _describe(program.model, labels=inputs.labels, max_length=inputs.max_length)
-    with staged_beside(inputs.output) as staged:
-        weight_bytes = sum(p.numel() * p.element_size() for p in model.state_dict().values())
-        with _quiet():
-            program.save(
-                staged / inputs.output.name, external_data=weight_bytes > _SINGLE_FILE_BYTES
-            )
-        # The graph is moved last, so that its weights are there whenever it is.
-        for path in sorted(staged.iterdir(), key=lambda path: path.name == inputs.output.name):
-            path.replace(inputs.output.parent / path.name)
-    return inputs.output
+    weight_bytes = sum(p.numel() * p.element_size() for p in model.state_dict().values())
+    with _quiet():
+        program.save(inputs.output, external_data=weight_bytes > _SINGLE_FILE_BYTES)
 
 
-EXPORTERS: dict[str, Callable[[ExportInputs], Path]] = {
-    "peft": export_peft,
-    "hf": export_hf,
-    "onnx": export_onnx,
+def _read_hf(path: Path, auto_class: str) -> Any:
+    source = resolve_model(str(path), revision=None)
+    return load_base(source, auto_class=auto_class, options={}, dtype="auto", seed=0).model
+
+
+def _read_onnx(path: Path, auto_class: str) -> "OnnxModel":  # noqa: ARG001
+    return OnnxModel(path)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exporter:
+    """One row of the table of formats.
+
+    Attributes:
+        write: Writes `ExportInputs.output`, in a folder where nothing else is.
+        read: Loads what was written, given its path and the transformers class of the model, as
+            something to call like the model; None where there is nothing to compare.
+        name: Name in the run directory when `output` is not given.
+        is_file: Whether the format is a file rather than a folder.
+    """
+
+    write: Callable[[ExportInputs], None]
+    read: Callable[[Path, str], Callable[..., Any]] | None
+    name: str
+    is_file: bool = False
+
+
+EXPORTERS = {
+    # The adapter itself is copied as it is: there is nothing to compare.
+    "peft": Exporter(write=export_peft, read=None, name="adapter-peft"),
+    "hf": Exporter(write=export_hf, read=_read_hf, name="merged"),
+    "onnx": Exporter(write=export_onnx, read=_read_onnx, name="model.onnx", is_file=True),
 }
-
-DEFAULT_NAMES = {"peft": "adapter-peft", "hf": "merged", "onnx": "model.onnx"}
-"""Name in the run directory that each format gets when `output` is not given."""
 
 
 def check_format(format_: str) -> None:
@@ -260,18 +273,6 @@ def _describe(model: Any, *, labels: tuple[str, ...], max_length: int) -> None:
     model.producer_name = "lora-cli"
     model.metadata_props["labels"] = json.dumps(labels, ensure_ascii=False)
     model.metadata_props["max_length"] = str(max_length)
-
-
-@contextmanager
-def staged_beside(target: Path) -> Iterator[Path]:
-    """Give an empty folder beside `target`, and remove what is left of it at the end."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = target.parent / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
-    staged.mkdir()
-    try:
-        yield staged
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 @contextmanager

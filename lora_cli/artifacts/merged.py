@@ -1,13 +1,11 @@
 """The merged model as an ordinary Hugging Face folder."""
 
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from lora_cli.artifacts.commit import find_obstacle, put_in_place
+from lora_cli.artifacts.commit import find_obstacle, put_in_place, staged_beside
 from lora_cli.errors import Problem, UserError
 from lora_cli.models.base import silence
 
@@ -15,7 +13,7 @@ from lora_cli.models.base import silence
 def save_merged(
     model: Any, tokenizer: Any, folder: Path, *, check: Callable[[Path], None] = lambda _: None
 ) -> int:
-    """Write model and tokenizer with `save_pretrained`, as a whole, and return the bytes written.
+    """Write model and tokenizer as a whole, and return the bytes written.
 
     Args:
         model: A transformers model without adapter layers.
@@ -23,23 +21,24 @@ def save_merged(
         folder: Folder to make or replace; `check_output` has said that this is allowed.
         check: Called with what was written before it is put in place; raises to refuse it.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = folder.parent / f".tmp-{folder.name}-{uuid.uuid4().hex[:8]}"
-    try:
-        # The trained head is float32; on a base of lower precision it is rounded here, once.
-        weights = {
-            name: tensor.to(model.dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in model.state_dict().items()
-        }
-        with silence():
-            model.save_pretrained(staged, state_dict=weights)
-            tokenizer.save_pretrained(staged)
-        _follow_umask(staged)
+    with staged_beside(folder) as staged:
+        write_merged(model, tokenizer, staged)
         check(staged)
         put_in_place(staged, folder)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     return folder_bytes(folder)
+
+
+def write_merged(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write model and tokenizer into a folder with `save_pretrained`, file by file."""
+    # The trained head is float32; on a base of lower precision it is rounded here, once.
+    weights = {
+        name: tensor.to(model.dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    with silence():
+        model.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
+    _follow_umask(folder)
 
 
 def check_output(

@@ -89,14 +89,6 @@ def peft_files(adapter: PeftAdapter, *, module_names: Iterable[str] = ()) -> dic
     }
 
 
-def save_peft(folder: Path, adapter: PeftAdapter, *, module_names: Iterable[str] = ()) -> None:
-    """Write the two files of an adapter into a folder, which is made if it does not exist."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in peft_files(adapter, module_names=module_names).items():
-        # safetensors' own writer leaves files that only their owner can read.
-        (folder / name).write_bytes(content)
-
-
 def load_peft(folder: Path) -> PeftAdapter:
     """Read an adapter that we or PEFT wrote; strict about everything in both files.
 

@@ -20,6 +20,23 @@ from lora_cli.artifacts.commit import find_obstacle, replace_file
 from lora_cli.errors import Problem, UserError
 from lora_cli.training.events import EvalDone, Event, StepDone
 
+# What `train`, `eval`, `predict`, `merge` and `export` write here unless told otherwise.
+WRITTEN = (
+    "recipe.yaml",
+    "config.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "result.json",
+    "report.html",
+    "checkpoints",
+    "adapter",
+    "predictions",
+    "merged",
+    "model.onnx",
+    "model.onnx.data",
+    "adapter-peft",
+)
+LEFTOVERS = (".tmp-", ".trash-")
 PACKAGES = ("lora-cli", "torch", "transformers", "datasets", "accelerate", "safetensors")
 
 
@@ -111,11 +128,52 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def check_inputs(path: Path, inputs: Mapping[str, str]) -> None:
+    """Refuse to clear a run directory that holds what the run is about to read.
+
+    Args:
+        path: The run directory.
+        inputs: What each input is, by its path; names of the model hub are no harm.
+
+    Raises:
+        UserError: If an input is among the entries that `clear_run_dir` deletes.
+    """
+    doomed = {path.resolve() / entry.name for entry in _entries_of_run(path)}
+    problems = [
+        Problem(
+            id="run.holds-input",
+            message=f"`run.dir` must not hold what the run reads, since `--overwrite` deletes it, "
+            f"but {source} is {name}.",
+            key="run.dir",
+            fix="choose another run.dir, or move that out of it",
+        )
+        for source, name in inputs.items()
+        if not doomed.isdisjoint(_places(Path(source)))
+    ]
+    if problems:
+        raise UserError(problems)
+
+
+def _places(source: Path) -> Iterator[Path]:
+    """Yield a path and the folders above it, both as written and with links followed."""
+    for form in (source.absolute(), source.resolve()):
+        for place in (form, *form.parents):
+            yield place.parent.resolve() / place.name
+
+
+def _entries_of_run(path: Path) -> list[Path]:
+    if not path.exists():
+        return []
+    return [
+        entry
+        for entry in path.iterdir()
+        if entry.name in WRITTEN or entry.name.startswith(LEFTOVERS)
+    ]
+
+
 def clear_run_dir(path: Path) -> None:
-    """Delete what an earlier run left; `check_run_dir` has said that this is allowed."""
-    for entry in path.iterdir():
-        if entry.name == ".lock":
-            continue
+    """Delete what runs write here, and nothing else; `check_run_dir` has allowed it."""
+    for entry in _entries_of_run(path):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
@@ -165,7 +223,8 @@ def describe_environment(*, seed: int, device: str, base: Mapping[str, Any]) -> 
         "seed": seed,
         "git_commit": _git_commit(),
         "base": dict(base),
-        "arguments": sys.argv[1:],
+        # Not sys.argv, which Hydra replaces while it runs.
+        "arguments": sys.orig_argv[1:],
     }
 
 

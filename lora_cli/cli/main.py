@@ -15,7 +15,7 @@ from lora_cli.cli.completion import complete
 from lora_cli.cli.help import command_help, overview
 from lora_cli.cli.render import as_json, show_line, show_problems
 from lora_cli.config.composed import Composed
-from lora_cli.errors import LoraCliError, Problem, StorageError
+from lora_cli.errors import LoraCliError, Problem, StorageError, UserError
 from lora_cli.log import logger
 
 _STORAGE_ERRORS = {
@@ -106,6 +106,15 @@ def _report(error: Exception, *, is_json: bool) -> int:
                 message=f"Files must be writable, but there was an I/O error{place}:"
                 f" {error.strerror}.",
                 fix="free some space or choose another place; `--resume` continues a run",
+            )
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        error = UserError(
+            Problem(
+                id="io.long-name",
+                message="A path must be short enough for the file system, but is not:"
+                f" {str(error.filename)[:60]}...",
+                fix="use a shorter name",
             )
         )
     if isinstance(error, LoraCliError):

@@ -1,18 +1,22 @@
 """`lora-cli eval`: base model, adapter, merged model and export, side by side."""
 
 import json
-from collections.abc import Callable, Mapping
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from lora_cli.artifacts.commit import replace_file
+from lora_cli.artifacts.adapter import Subject, find_subject
+from lora_cli.artifacts.commit import make_room, replace_file
 from lora_cli.artifacts.export import OnnxModel
 from lora_cli.artifacts.merged import check_output, folder_bytes
 from lora_cli.commands.display import Display
-from lora_cli.commands.opening import Opened, load_merged, open_adapter
+from lora_cli.commands.merging import TOLERANCE, compare, take_probe
+from lora_cli.commands.opening import Opened, load_merged, not_merged, open_adapter
 from lora_cli.commands.options import Options
 from lora_cli.commands.preparing import encode_rows
 from lora_cli.commands.reporting import show_comparison, show_report
@@ -24,12 +28,15 @@ from lora_cli.tasks.contract import Features, Task
 from lora_cli.training.evaluation import Evaluation, evaluate_rows
 from lora_cli.training.runtime import default_device
 
+_PROBE_ROWS = 16
+
 
 def run(composed: Composed, options: Options, display: Display) -> int:
     """Evaluate, show and write the predictions; return the exit code."""
     config: EvalConfig = composed.config
     if config.output is not None:
         check_output(Path(config.output), key="output", overwrite=options.overwrite, is_file=True)
+    _check_models(config, find_subject(config.from_ or ""))
     opened = open_adapter(config.from_ or "", base=config.base)
     splits, task = opened.load_splits(config.task.data)
     for note in splits.notes:
@@ -38,7 +45,7 @@ def run(composed: Composed, options: Options, display: Display) -> int:
     rows = splits.rows[split]
     features = encode_rows(task, rows, split, display)
 
-    models = _models(opened, config)
+    models = _models(opened, config, task, features)
     evaluations, sizes = {}, {}
     for name, load in models.items():
         model, sizes[name] = load()
@@ -52,18 +59,40 @@ def run(composed: Composed, options: Options, display: Display) -> int:
             json.dumps(task.to_json(prediction), ensure_ascii=False) + "\n"
             for prediction in evaluations["adapter"].predictions
         ]
-        output.parent.mkdir(parents=True, exist_ok=True)
+        make_room(output)
         replace_file(output, "".join(lines).encode())
     show_report(display, task.report(evaluations["adapter"].predictions))
     show_comparison(display, split, len(rows), metrics, sizes=sizes)
     if output is not None:
         display.note(f"predictions: {output}")
+    if opened.subject.run is not None:
+        display.note(f"run directory: {opened.subject.run}")
     display.result({"split": split, "rows": len(rows), **metrics, "bytes": sizes})
     return 0
 
 
+def _check_models(config: EvalConfig, subject: Subject) -> None:
+    """Refuse what is no merged model or export before anything is loaded."""
+    problems = []
+    if config.merged is not None and not os.path.isfile(Path(config.merged) / "config.json"):  # noqa: PTH113, a name may be too long
+        problems.append(not_merged(config.merged, "is no folder with config.json", subject))
+    if config.exported is not None and not os.path.isfile(config.exported):  # noqa: PTH113
+        problems.append(
+            Problem(
+                id="eval.no-export",
+                message="`exported` must be an ONNX file, but there is no such file: "
+                f'"{config.exported}".',
+                key="exported",
+                fix=f"lora-cli export {shlex.quote(str(subject.adapter))} format=onnx "
+                + shlex.quote(f"output={config.exported}"),
+            )
+        )
+    if problems:
+        raise UserError(problems)
+
+
 def _models(
-    opened: Opened, config: EvalConfig
+    opened: Opened, config: EvalConfig, task: Task, features: Sequence[Features]
 ) -> Mapping[str, Callable[[], tuple[Callable[..., Any], int]]]:
     """Return the models to evaluate in order, each loaded when its turn comes.
 
@@ -78,7 +107,7 @@ def _models(
 
     def merged() -> tuple[Callable[..., Any], int]:
         if config.merged is not None:
-            return load_merged(opened, config.merged), _weights_bytes(Path(config.merged))
+            return _load_merged(opened, config.merged, task, features[:_PROBE_ROWS])
         model = opened.base.model
         merge_lora(model)
         return model, sum(p.numel() * p.element_size() for p in model.parameters())
@@ -89,6 +118,24 @@ def _models(
 
     models = {"base": base, "adapter": adapter, "merged": merged}
     return {**models, "exported": exported} if config.exported is not None else models
+
+
+def _load_merged(
+    opened: Opened, path: str, task: Task, features: Sequence[Features]
+) -> tuple[Callable[..., Any], int]:
+    """Load a merged model, and compare it with the adapter, which is in the base by now.
+
+    Raises:
+        UserError: If it is another adapter's.
+    """
+    model = load_merged(opened, path)
+    probe = take_probe(task, opened.base.model, features, split="")
+    coarser = max(model.dtype, opened.base.model.dtype, key=lambda dtype: TOLERANCE.get(dtype, 0))
+    found, tolerance = compare(probe, model, coarser)
+    if found.max_abs_difference > tolerance:
+        why = f"says something else than the adapter on {found.text}"
+        raise UserError(not_merged(path, why, opened.subject))
+    return model, _weights_bytes(Path(path))
 
 
 def _evaluate(
@@ -120,7 +167,17 @@ def _output(opened: Opened, config: EvalConfig, split: str) -> Path | None:
         return Path(config.output)
     if opened.subject.run is None:
         return None
-    return opened.subject.run / "predictions" / f"{split}.jsonl"
+    name = split if config.task.data.path is None else _own_name(config.task.data.path, split)
+    return opened.subject.run / "predictions" / f"{name}.jsonl"
+
+
+def _own_name(path: str, split: str) -> str:
+    """Name predictions of other rows than the run's so that they do not replace the run's own."""
+    whole = Path(path).expanduser().absolute()
+    if not whole.is_file():
+        return f"{whole.name}-{split}"
+    is_usual = whole.stem in ("train", "validation", "test")
+    return f"{whole.parent.name}-{whole.stem}" if is_usual else whole.stem
 
 
 def _weights_bytes(folder: Path) -> int:

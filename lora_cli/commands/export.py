@@ -3,49 +3,46 @@
 from pathlib import Path
 from typing import Any
 
-from lora_cli.artifacts.commit import put_in_place
-from lora_cli.artifacts.export import (
-    DEFAULT_NAMES,
-    EXPORTERS,
-    ExportInputs,
-    OnnxModel,
-    check_format,
-    staged_beside,
-)
+from torch import nn
+
+from lora_cli.artifacts.commit import make_room, put_in_place, staged_beside
+from lora_cli.artifacts.export import EXPORTERS, ExportInputs, check_format
 from lora_cli.artifacts.merged import check_output, folder_bytes
 from lora_cli.commands.display import Display
-from lora_cli.commands.merge import write_merged
 from lora_cli.commands.merging import Probe, check_same, merge_with_probe
 from lora_cli.commands.opening import Opened, default_output, open_adapter
 from lora_cli.commands.options import Options
 from lora_cli.config.commands import ExportConfig
 from lora_cli.config.composed import Composed
+from lora_cli.training.runtime import default_device
 
 
 def run(composed: Composed, options: Options, display: Display) -> int:
     """Export, compare, and return the exit code."""
     config: ExportConfig = composed.config
     check_format(config.format_)
+    exporter = EXPORTERS[config.format_]
     opened = open_adapter(config.from_ or "", base=config.base)
-    output = default_output(opened.subject, config.output, DEFAULT_NAMES[config.format_])
+    output = default_output(opened.subject, config.output, exporter.name)
     check_output(
         output,
         key="output",
         overwrite=options.overwrite,
-        is_file=config.format_ == "onnx",
+        is_file=exporter.is_file,
         inputs=opened.inputs,
     )
-    # The adapter itself is copied as it is: there is nothing to merge or to compare.
-    check_rows = 0 if config.format_ == "peft" else config.check_rows
+    check_rows = 0 if exporter.read is None else config.check_rows
     model, probe = merge_with_probe(opened, config.task.data, check_rows=check_rows)
-    if config.format_ == "hf":
-        display.result(write_merged(opened, model, probe, output, display=display))
-        return 0
     result: dict[str, Any] = {"output": str(output), "format": config.format_}
+    make_room(output)
     with staged_beside(output) as staged:
-        path = EXPORTERS[config.format_](_inputs(opened, model, probe, staged / output.name))
-        if probe is not None:
-            found = check_same(probe, OnnxModel(path), model.dtype, what="exported")
+        path = staged / output.name
+        exporter.write(_inputs(opened, model, probe, path))
+        if exporter.read is not None and probe is not None:
+            written = exporter.read(path, opened.family.auto_class)
+            if isinstance(written, nn.Module):
+                written.to(default_device())
+            found = check_same(probe, written, model.dtype, what="exported")
             display.note(f"exported against adapter on {probe.split}: {found.text}")
             result |= found.as_json()
         # The weights of a very large graph are a second file, which must be there before it.

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from lora_cli.artifacts.commit import make_room
 from lora_cli.artifacts.merged import check_output, save_merged
 from lora_cli.commands.display import Display
 from lora_cli.commands.merging import Probe, check_same, merge_with_probe
@@ -19,12 +20,12 @@ def run(composed: Composed, options: Options, display: Display) -> int:
     output = default_output(opened.subject, config.output, "merged")
     check_output(output, key="output", overwrite=options.overwrite, inputs=opened.inputs)
     model, probe = merge_with_probe(opened, config.task.data, check_rows=config.check_rows)
-    result = write_merged(opened, model, probe, output, display=display)
-    display.result(result)
+    make_room(output)
+    display.result(_write(opened, model, probe, output, display=display))
     return 0
 
 
-def write_merged(
+def _write(
     opened: Opened, model: Any, probe: Probe | None, output: Path, *, display: Display
 ) -> dict[str, Any]:
     """Write the merged model, once what was written says what the adapter says."""

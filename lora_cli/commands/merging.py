@@ -11,7 +11,7 @@ from lora_cli.commands.opening import Opened
 from lora_cli.config.sections import DataConfig
 from lora_cli.errors import Problem, RunFailedError
 from lora_cli.lora.merge import merge_lora
-from lora_cli.tasks.contract import Batch, Task
+from lora_cli.tasks.contract import Batch, Features, Task
 from lora_cli.training.evaluation import evaluating
 from lora_cli.training.runtime import default_device, move_to
 
@@ -19,6 +19,7 @@ from lora_cli.training.runtime import default_device, move_to
 # below float32 the merged weights are rounded once more than the adapter's. Rows whose best labels
 # are nearer than that may change places, so the agreement of decisions is shown but not asked for.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+_COMMANDS = {"merged": "merge", "exported": "export"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,15 +90,22 @@ def merge_with_probe(
     split = "validation" if "validation" in splits.rows else next(iter(splits.rows))
     rows = splits.rows[split][:check_rows]
     features = [task.encode(row) for row in rows]
+    model = opened.attach()
+    probe = take_probe(task, model, features, split=split)
+    merge_lora(model)
+    return model, probe
+
+
+def take_probe(
+    task: Task, model: Callable[..., Any], features: Sequence[Features], *, split: str
+) -> Probe:
+    """Return what the adapter, which is in `model`, says about some rows."""
     batches = [
         move_to(task.collate(features[start : start + 16]), default_device())
         for start in range(0, len(features), 16)
     ]
-    model = opened.attach()
     outputs = _run(task, model, batches)
-    merge_lora(model)
-    probe = Probe(task=task, batches=batches, outputs=outputs, split=split, rows=len(rows))
-    return model, probe
+    return Probe(task=task, batches=batches, outputs=outputs, split=split, rows=len(features))
 
 
 def check_same(
@@ -105,16 +113,21 @@ def check_same(
 ) -> Comparison:
     """Compare another form of the adapter with the adapter, on the rows of the probe.
 
+    Args:
+        probe: What the adapter says.
+        model: The other form, which is not yet where it was asked for.
+        dtype: Number format of its weights.
+        what: "merged" or "exported", for the error.
+
     Raises:
         RunFailedError: If they are further apart than rounding to `dtype` explains.
     """
-    comparison = _compare(probe, model)
-    tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.float32]) * max(1, comparison.max_abs_value)
-    if math.isfinite(tolerance) and comparison.max_abs_difference <= tolerance:
+    comparison, tolerance = compare(probe, model, dtype)
+    if comparison.max_abs_difference <= tolerance:
         return comparison
     raise RunFailedError(
         Problem(
-            id="merge.differs",
+            id=f"{_COMMANDS[what]}.differs",
             message=f"The {what} model must say what the adapter says, but does not on "
             f"{comparison.text}.",
             allowed=f"a difference of at most {tolerance:.2g}",
@@ -123,7 +136,13 @@ def check_same(
     )
 
 
-def _compare(probe: Probe, model: Callable[..., Any]) -> Comparison:
+def compare(
+    probe: Probe, model: Callable[..., Any], dtype: torch.dtype
+) -> tuple[Comparison, float]:
+    """Return how far `model` is from the adapter, and how far rounding to `dtype` may bring it.
+
+    The second is below every difference where the adapter's outputs are no numbers.
+    """
     largest, size, same, vectors = 0.0, 0.0, 0, 0
     for expected, found in zip(probe.outputs, _run(probe.task, model, probe.batches), strict=True):
         for name, value in expected.items():
@@ -133,7 +152,9 @@ def _compare(probe: Probe, model: Callable[..., Any]) -> Comparison:
             size = max(size, float(value.abs().max()))
             agree = value.argmax(-1).cpu() == found[name].argmax(-1).cpu()
             same, vectors = same + int(agree.sum()), vectors + agree.numel()
-    return Comparison(probe.rows, largest, size, same / vectors)
+    tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.float32]) * max(1, size)
+    comparison = Comparison(probe.rows, largest, size, same / vectors)
+    return comparison, tolerance if math.isfinite(tolerance) else -1.0
 
 
 def _run(

@@ -1,5 +1,6 @@
 """Opening base models and adapters: the steps that several commands share."""
 
+import shlex
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lora_cli.lora.inject import freeze_base, inject_lora, saved_modules
 from lora_cli.lora.state import load_adapter_state
 from lora_cli.lora.targets import is_inside, match_targets
 from lora_cli.models.base import BaseModel, check_vocabulary, load_base, load_tokenizer
+from lora_cli.models.sources import KEY as MODEL_KEY
 from lora_cli.models.sources import ModelSource, resolve_model
 from lora_cli.tasks.contract import Family, Task
 from lora_cli.tasks.table import FAMILIES
@@ -95,10 +97,13 @@ class Opened:
         """
         config = self.config.task
         if data.path is not None:
+            _check_no_roles(data)
             config = replace(config, data=data)
             splits, state = self.family.load_more(config, self.record.state, seed=self.config.seed)
             return splits, self.family.build(config, state, self.tokenizer)
-        _check_no_settings(data)
+        changed = _changed(data)
+        if changed:
+            raise UserError([_no_path(name) for name in changed])
         if config.data.path is None:
             raise UserError(
                 Problem(
@@ -170,21 +175,40 @@ def _bind(
         ) from error
 
 
-def _check_no_settings(data: DataConfig) -> None:
-    """Refuse settings of new rows where no new rows are named, since they would do nothing."""
+def _changed(data: DataConfig) -> list[str]:
     plain = DataConfig()
-    changed = [
+    return [
         item.name for item in fields(data) if getattr(data, item.name) != getattr(plain, item.name)
     ]
+
+
+def _no_path(name: str) -> Problem:
+    """A setting of new rows where no new rows are named, so that it would do nothing."""
+    return Problem(
+        id="data.no-path",
+        message=f"`task.data.{name}` must come with `task.data.path`, which names the rows that "
+        "it is about, but that is not set.",
+        key=f"task.data.{name}",
+        fix="add task.data.path=FILE, or leave it out",
+    )
+
+
+def _check_no_roles(data: DataConfig) -> None:
+    """Refuse roles of splits for rows that are not trained on, since they would do nothing."""
+    roles = ("train_split", "validation_split", "test_split")
+    changed = [name for name in _changed(data) if name in roles]
     if changed:
         raise UserError(
-            Problem(
-                id="data.no-path",
-                message=f"`task.data.{changed[0]}` must come with `task.data.path`, which names "
-                "the rows that it is about, but that is not set.",
-                key=f"task.data.{changed[0]}",
-                fix="add task.data.path=FILE, or leave it out",
-            )
+            [
+                Problem(
+                    id="data.no-role",
+                    message=f"`task.data.{name}` must be left out where nothing is trained, "
+                    f"but is {getattr(data, name)}.",
+                    key=f"task.data.{name}",
+                    fix="`lora-cli eval` chooses a split with split=NAME",
+                )
+                for name in changed
+            ]
         )
 
 
@@ -192,10 +216,18 @@ def load_merged(opened: Opened, path: str) -> Any:
     """Load a merged model from its folder alone, as any program would.
 
     Raises:
-        UserError: If its head is not that of this adapter.
+        UserError: If it cannot be loaded, or its head is not that of this adapter.
     """
+    try:
+        source = resolve_model(path, revision=None)
+    except UserError as error:
+        problems = [
+            replace(problem, key="merged", message=problem.message.replace(MODEL_KEY, "merged"))
+            for problem in error.problems
+        ]
+        raise UserError(problems) from error
     loaded = load_base(
-        resolve_model(path, revision=None),
+        source,
         auto_class=opened.family.auto_class,
         options={},
         dtype="auto",
@@ -203,16 +235,19 @@ def load_merged(opened: Opened, path: str) -> Any:
     )
     labels = opened.family.model_options(opened.record.state)["id2label"]
     if loaded.new_keys or loaded.model.config.id2label != labels:
-        raise UserError(
-            Problem(
-                id="eval.not-merged",
-                message="`merged` must be this adapter merged into its base, but "
-                f"{path} has another head.",
-                key="merged",
-                fix=f"lora-cli merge {opened.subject.adapter} output={path}",
-            )
-        )
+        raise UserError(not_merged(path, "has another head", opened.subject))
     return loaded.model.to(default_device())
+
+
+def not_merged(path: str, why: str, subject: Subject) -> Problem:
+    """The model at `path` is not what `lora-cli merge` makes of the adapter of `subject`."""
+    words = shlex.quote(str(subject.adapter)), shlex.quote(f"output={path}")
+    return Problem(
+        id="eval.not-merged",
+        message=f"`merged` must be this adapter merged into its base, but {path} {why}.",
+        key="merged",
+        fix=f"lora-cli merge {words[0]} {words[1]}",
+    )
 
 
 def _check_base(source: ModelSource, record: AdapterRecord, subject: Subject) -> None:

@@ -8,6 +8,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from lora_cli.artifacts.adapter import find_subject
+from lora_cli.artifacts.commit import make_room
 from lora_cli.artifacts.merged import check_output
 from lora_cli.commands.display import Display
 from lora_cli.commands.opening import open_adapter
@@ -25,6 +27,8 @@ from lora_cli.training.runtime import default_device
 def run(composed: Composed, options: Options, display: Display) -> int:
     """Predict every row of the input; return the exit code."""
     config: PredictConfig = composed.config
+    # Before the rows, which may come from a person or a program that is slow to write.
+    find_subject(config.from_ or "")
     rows = _rows(config)
     first = next(rows, None)
     if first is None:
@@ -127,7 +131,7 @@ def _writer(output: Path | None, display: Display) -> Iterator[Callable[[str], N
     if output is None:
         yield display.output
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_room(output)
     with output.open("w", encoding="utf-8") as file:
 
         def write(line: str) -> None:

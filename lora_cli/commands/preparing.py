@@ -70,8 +70,7 @@ def prepare(config: TrainConfig, display: Display) -> Prepared:
     tokenizer = load_tokenizer(source)
     check_vocabulary(tokenizer, base.model, source)
     task = family.build(config.task, splits.state, tokenizer)
-    if task.couples_rows and config.trainer.micro_batch_size is not None:
-        display.note("the loss couples the rows of a batch: trainer.micro_batch_size changes it")
+    _note_coupling(task, config, display)
 
     saved = saved_modules(base.model, base.new_keys, config.lora.modules_to_save)
     targets = resolve_targets(
@@ -110,6 +109,11 @@ def prepare(config: TrainConfig, display: Display) -> Prepared:
         train=encode_rows(task, rows["train"], "train", display),
         validation=encode_rows(task, rows["validation"], "validation", display),
     )
+
+
+def _note_coupling(task: Task, config: TrainConfig, display: Display) -> None:
+    if task.couples_rows and config.trainer.micro_batch_size is not None:
+        display.note("the loss couples the rows of a batch: trainer.micro_batch_size changes it")
 
 
 def encode_rows(task: Task, rows: Sequence[Row], name: str, display: Display) -> list[Features]:

@@ -1,9 +1,7 @@
 """`lora-cli train`: from a configuration to a run directory with an adapter."""
 
-import hashlib
 import json
 import resource
-import shlex
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +12,16 @@ import yaml
 
 from lora_cli.artifacts.adapter import AdapterRecord, load_adapter, save_adapter
 from lora_cli.artifacts.card import model_card
-from lora_cli.artifacts.checkpoint import Checkpointer, load_latest_checkpoint
+from lora_cli.artifacts.checkpoint import (
+    Checkpointer,
+    list_checkpoints,
+    load_latest_checkpoint,
+)
 from lora_cli.artifacts.peft_format import PeftAdapter
 from lora_cli.artifacts.report import write_report
 from lora_cli.artifacts.run_dir import (
     MetricsFile,
+    check_inputs,
     check_run_dir,
     choose_run_dir,
     clear_run_dir,
@@ -32,10 +35,17 @@ from lora_cli.commands.display import Display
 from lora_cli.commands.options import Options
 from lora_cli.commands.preparing import Prepared, prepare
 from lora_cli.commands.reporting import card_data, report_data, show_comparison
+from lora_cli.commands.resuming import (
+    check_run_named,
+    config_sha256,
+    finished_result,
+    show_finished,
+    stopped_error,
+)
 from lora_cli.commands.stopping import StopRequest
 from lora_cli.config.commands import TrainConfig
 from lora_cli.config.composed import Composed, recipe_text
-from lora_cli.errors import LoraCliError, Problem, StoppedError, UserError
+from lora_cli.errors import LoraCliError, UserError
 from lora_cli.lora.merge import merge_lora
 from lora_cli.lora.state import load_adapter_state
 from lora_cli.tasks.table import FAMILIES
@@ -48,12 +58,18 @@ from lora_cli.training.runtime import Runtime
 def run(composed: Composed, options: Options, display: Display) -> int:
     """Train, and return the exit code."""
     config: TrainConfig = composed.config
+    sha256 = config_sha256(composed.plain)
+    if options.resume:
+        check_run_named(config.run, sha256)
     path = _run_dir(composed)
-    check_run_dir(path, overwrite=options.overwrite, resume=options.resume)
+    _check_run_dir(path, composed, options)
+    if options.resume and (result := finished_result(path, sha256)) is not None:
+        show_finished(display, path, result)
+        return 0
     runtime = Runtime(precision=config.trainer.precision)
     prepared = prepare(config, display)
     with locked(path):
-        check_run_dir(path, overwrite=options.overwrite, resume=options.resume)
+        _check_run_dir(path, composed, options)
         session = Session(path, composed, prepared, runtime, display)
         try:
             return session.run(resume=options.resume)
@@ -77,6 +93,20 @@ def _run_dir(composed: Composed) -> Path:
     )
 
 
+def _check_run_dir(path: Path, composed: Composed, options: Options) -> None:
+    config: TrainConfig = composed.config
+    check_run_dir(path, overwrite=options.overwrite, resume=options.resume)
+    if options.resume or not options.overwrite:
+        return
+    # Origins are "file:line" for what a recipe sets.
+    files = {origin.rpartition(":")[0] or origin for origin in composed.origins.values()}
+    inputs = dict.fromkeys(sorted(files), "the recipe")
+    for name, source in (("model.path", config.model.path), ("the data", config.task.data.path)):
+        if source is not None:
+            inputs[source] = name
+    check_inputs(path, inputs)
+
+
 class Session:
     """One run in one process: files around the training loop."""
 
@@ -95,11 +125,16 @@ class Session:
         self._runtime = runtime
         self._display = display
         self._stop = StopRequest(display)
-        self._facts = {"config_sha256": _config_sha256(composed.plain)}
+        self._facts = {"config_sha256": config_sha256(composed.plain)}
         self._base_metrics: Mapping[str, float] = {}
 
     def run(self, *, resume: bool) -> int:
-        """Write the description, train, evaluate, write the results."""
+        """Write the description, train, evaluate, write the results.
+
+        Raises:
+            KeyboardInterrupt: If interrupted with nothing saved.
+            StoppedError: If stopped or interrupted with a checkpoint committed.
+        """
         checkpoints = self._path / "checkpoints"
         state = load_latest_checkpoint(checkpoints, facts=self._facts) if resume else None
         if not resume:
@@ -112,6 +147,15 @@ class Session:
                 seed=self._config.seed, device=str(self._runtime.device), base=self._base()
             ),
         )
+        try:
+            return self._train(state)
+        except KeyboardInterrupt:
+            steps = list_checkpoints(checkpoints)
+            if not steps:
+                raise
+            raise stopped_error(self._path, max(steps)) from None
+
+    def _train(self, state: TrainState | None) -> int:
         with self._stop.listening():
             trainer = self._trainer(state)
             ended = trainer.run()
@@ -218,16 +262,7 @@ class Session:
             raise KeyboardInterrupt
         if not (self._path / "adapter").exists():
             self._save_adapter(trainer.state().adapter, {})
-        recipe, directory = shlex.quote(str(self._path / "recipe.yaml")), self._path
-        raise StoppedError(
-            Problem(
-                id="run.stopped",
-                message=f"The run was stopped at step {ended.step} of {trainer.plan.total_steps}; "
-                "everything up to it is saved.",
-                where=str(self._path),
-                fix=f"lora-cli train {recipe} {shlex.quote(f'run.dir={directory}')} --resume",
-            )
-        )
+        raise stopped_error(self._path, ended.step)
 
     def _finish(self, trainer: Trainer, ended: RunEnded) -> int:
         """Evaluate what was written, adapter and merged, and write result and report."""
@@ -257,7 +292,6 @@ class Session:
             "trainable_parameters": sum(p.numel() for p in trainer.parameters.values()),
             "adapter_bytes": adapter_bytes,
         }
-        write_json(self._path / "result.json", result)
         self._write_predictions(evaluation)
         write_report(
             self._path / "report.html",
@@ -269,6 +303,8 @@ class Session:
                 notes=prepared.splits.notes,
             ),
         )
+        # Last, since it says that the run is finished.
+        write_json(self._path / "result.json", result)
         columns = {"base": self._base_metrics, "adapter": metrics, "merged": merged}
         show_comparison(self._display, "validation", len(prepared.validation), columns)
         self._display.note(f"best checkpoint: step {trainer.progress.best_step} of {ended.step}")
@@ -282,12 +318,6 @@ class Session:
         path.parent.mkdir(exist_ok=True)
         lines = [json.dumps(task.to_json(p), ensure_ascii=False) for p in evaluation.predictions]
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-
-
-def _config_sha256(plain: Mapping[str, Any]) -> str:
-    """Hash what a resumed run must share: everything but where the run directory is."""
-    shared = {key: value for key, value in plain.items() if key != "run"}
-    return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 
 
 def _portable(plain: Mapping[str, Any]) -> dict[str, Any]:

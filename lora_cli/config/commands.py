@@ -87,7 +87,7 @@ class EvalConfig:
     """Split to evaluate; null takes test where there is one, else validation."""
 
     output: str | None = path_field()
-    """File for the predictions; null writes predictions/<split>.jsonl in the run directory."""
+    """File for the predictions; null writes into predictions/ of the run directory."""
 
     batch_size: int = field(default=64, metadata={"min": 1})
     """Rows in memory at once."""

@@ -57,11 +57,15 @@ class Loaded:
     notes: tuple[str, ...] = ()
 
 
-def load_rows(config: DataConfig) -> Loaded:
+def load_rows(config: DataConfig, *, file_split: str = "train") -> Loaded:
     """Read every split of `config.path`.
 
     An existing file or folder comes first, then ``cache://`` and ``pkg://``, then the hub; what
     looks like a path and does not exist is never looked up on the hub.
+
+    Args:
+        config: Where the rows are.
+        file_split: Split that the rows of a single file are.
 
     Raises:
         UserError: If there are no such rows, or some cannot be read.
@@ -79,7 +83,7 @@ def load_rows(config: DataConfig) -> Loaded:
         )
     path = _resolve_path(source)
     if path is not None:
-        return _load_folder(path) if path.is_dir() else _load_file(path)
+        return _load_folder(path) if path.is_dir() else _load_file(path, file_split)
     found = load_hub_rows(source, name=config.name, revision=config.revision)
     return Loaded(rows=found.rows, class_names=found.class_names, notes=found.notes)
 
@@ -91,7 +95,8 @@ def _resolve_path(source: str) -> Path | None:
     if source.startswith(packages.PREFIX):
         return packages.resolve_package_path(source, key=KEY)
     path = Path(source).expanduser()
-    if path.exists():
+    # Unlike `Path.exists`, this says of a name that is too long that it is not there.
+    if os.path.exists(path):  # noqa: PTH110
         return path
     is_path = source[0] in "./~\\" or path.suffix.lower() in _FILE_ENDINGS
     if not is_path and _HUB_ID.fullmatch(source):
@@ -141,9 +146,9 @@ def cache_folder() -> Path:
     return (Path(shared) if shared else Path.home() / ".cache") / "lora-cli"
 
 
-def _load_file(path: Path) -> Loaded:
+def _load_file(path: Path, split: str) -> Loaded:
     rows = read_file(path, key=KEY)
-    return Loaded(rows={"train": rows}, class_names=_class_names([path]))
+    return Loaded(rows={split: rows}, class_names=_class_names([path]))
 
 
 def _class_names(paths: list[Path]) -> dict[str, tuple[str, ...]]:

@@ -75,9 +75,27 @@ def choose_splits(
             chosen[split] = rows[source]
             if source != split:
                 notes.append(f"{split}: the {len(rows[source])} rows of split {source}")
+    notes[:0] = _unused_notes(rows, config, wanted)
     order = ("validation", "test")
     named = {split: chosen[split] for split in order if split in chosen}
     return {"train": train, **named}, tuple(reversed(notes))
+
+
+def _unused_notes(
+    rows: Mapping[str, tuple[Row, ...]],
+    config: DataConfig,
+    wanted: Mapping[str, str | float | None],
+) -> list[str]:
+    """Return a sentence about the splits that have no role, unless test was declined."""
+    declined = _TEST_NAMES if config.test_split == "none" else ()
+    used = {config.train_split, *wanted.values(), *declined}
+    unused = [f"{name} ({len(found)} rows)" for name, found in rows.items() if name not in used]
+    if not unused:
+        return []
+    return [
+        f"not used: {', '.join(unused)}; task.data.validation_split=NAME or "
+        "task.data.test_split=NAME uses a split"
+    ]
 
 
 def _resolve_split(
@@ -100,14 +118,14 @@ def _check_splits(
     config: DataConfig,
     wanted: Mapping[str, str | float | None],
 ) -> list[Problem]:
-    names = list(rows)
-    problems = _check_named("train", config.train_split, names)
-    others = [name for name in names if name != config.train_split]
+    names, train = list(rows), config.train_split
+    problems = _check_named("train", train, names)
+    others = [name for name in names if name != train]
     for split, source in wanted.items():
         key = f"task.data.{split}_split"
         if isinstance(source, str):
             problems += _check_named(split, source, names, usable=others)
-            if source == config.train_split:
+            if source == train:
                 message = f"`{key}` must be another split than train, but is {source} as well."
                 fix = f"{key}=0.1 cuts a tenth from train"
                 problems.append(
@@ -123,7 +141,19 @@ def _check_splits(
                     fix=f"{key}=0.1",
                 )
             )
+    if isinstance(wanted["test"], str) and wanted["test"] == wanted["validation"] != train:
+        problems.append(_used_twice(wanted["test"], is_test_given=config.test_split is not None))
     return problems
+
+
+def _used_twice(split: str, *, is_test_given: bool) -> Problem:
+    return Problem(
+        id="data.split-is-used-twice",
+        message="`task.data.validation_split` must be another split than the test split, since "
+        f"it selects the checkpoint, but both are {split}.",
+        key="task.data.test_split" if is_test_given else "task.data.validation_split",
+        fix="leave validation_split out, or set task.data.test_split=none",
+    )
 
 
 def _check_named(
@@ -188,14 +218,24 @@ def _share_out(count: int, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def limit_rows(
-    splits: Mapping[str, tuple[Row, ...]], config: DataConfig, *, seed: int
+    splits: Mapping[str, tuple[Row, ...]],
+    config: DataConfig,
+    *,
+    seed: int,
+    is_training: bool = True,
 ) -> tuple[RowsBySplit, tuple[str, ...]]:
-    """Draw at most `max_train_rows` and `max_eval_rows` rows of each split, in their order."""
+    """Draw at most `max_train_rows` rows of train and `max_eval_rows` of any other split.
+
+    The rows stay in their order. Where nothing is trained, train may be evaluated like any other
+    split, and `max_eval_rows` holds for it as well.
+    """
     limited: RowsBySplit = {}
     notes: list[str] = []
     for split, rows in splits.items():
-        most = config.max_train_rows if split == "train" else config.max_eval_rows
-        if most is None or len(rows) <= most:
+        limits = [] if split == "train" and is_training else [config.max_eval_rows]
+        limits += [config.max_train_rows] if split == "train" else []
+        most = min((limit for limit in limits if limit is not None), default=len(rows))
+        if len(rows) <= most:
             limited[split] = rows
             continue
         drawn = sorted(random.Random(f"{seed}/{split}/rows").sample(range(len(rows)), most))

@@ -94,8 +94,8 @@ class Family(Protocol):
     ) -> tuple[Splits, Mapping[str, Any]]:
         """Read and check labelled rows for a task that has learned its state already.
 
-        Nothing is learned from them and no split is cut; the second value is the state with the
-        columns of these rows. Raises UserError as `load` does.
+        Nothing is learned from them and no split is cut; a single file is the split "test". The
+        second value is the state with the columns of these rows. Raises UserError as `load` does.
         """
 
     def bind_columns(

@@ -193,7 +193,7 @@ class TextClassification:
         self, config: TextClassificationConfig, state: Mapping[str, Any], *, seed: int
     ) -> tuple[Splits, Mapping[str, Any]]:
         """Read and check labelled rows with label names that are known already."""
-        data, loaded = config.data, load_rows(config.data)
+        data, loaded = config.data, load_rows(config.data, file_split="test")
         columns, notes = _resolve_columns(
             data, list_columns([row for rows in loaded.rows.values() for row in rows])
         )
@@ -204,7 +204,7 @@ class TextClassification:
             bound["numbered"] = True
         _raise_if(_row_problems(loaded.rows.values(), columns))
         _raise_if(_label_problems(loaded.rows.values(), bound))
-        limited, limit_notes = limit_rows(loaded.rows, data, seed=seed)
+        limited, limit_notes = limit_rows(loaded.rows, data, seed=seed, is_training=False)
         return Splits(limited, bound, (*loaded.notes, *notes, *limit_notes)), bound
 
     def bind_columns(

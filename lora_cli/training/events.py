@@ -20,6 +20,8 @@ class Progress:
         best_metric: Best value of the selecting metric so far, or None before an evaluation.
         best_step: Step that reached it.
         evaluations_without_improvement: Count for early stopping.
+        seconds: Wall time so far over all sessions, evaluation included.
+        train_seconds: Part of it that was spent in optimizer steps.
     """
 
     step: int = 0
@@ -27,6 +29,9 @@ class Progress:
     best_metric: float | None = None
     best_step: int | None = None
     evaluations_without_improvement: int = 0
+    # Equal runs take different times.
+    seconds: float = field(default=0.0, compare=False)
+    train_seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +150,8 @@ class RunEnded:
     Attributes:
         step: Optimizer steps done.
         reason: "finished", "early stopping" or "stopped on request".
-        seconds: Wall time of this session, evaluation included.
-        samples_per_second: Rows trained per second, evaluation excluded.
+        seconds: Wall time over all sessions, evaluation included.
+        samples_per_second: Rows trained per second over all sessions, evaluation excluded.
     """
 
     step: int

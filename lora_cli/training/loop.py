@@ -113,6 +113,7 @@ class Trainer:
         self._listeners = tuple(listeners)
         self._should_stop = should_stop
         self._meter = _Meter()
+        self._counted_until = 0.0
 
     def resume(self, state: TrainState) -> None:
         """Continue from a checkpoint; the adapter tensors are in the model already."""
@@ -126,7 +127,7 @@ class Trainer:
             RunFailedError: If the loss or the gradient is not finite; the adapter is left as it
                 was before the faulty step.
         """
-        started = time.monotonic()
+        self._counted_until = time.monotonic()
         plan = self.plan
         self._tell(
             RunStarted(
@@ -145,13 +146,12 @@ class Trainer:
                 self._evaluate()
             reason = self._reason_to_end()
             if self._is_due(plan.trainer.save_steps) or reason != "finished":
+                self._count_time()
                 self._tell(CheckpointDue(self.state()))
-        ended = RunEnded(
-            step=self.progress.step,
-            reason=reason,
-            seconds=time.monotonic() - started,
-            samples_per_second=self._meter.overall(),
-        )
+        self._count_time()
+        done = self.progress
+        rate = done.samples / done.train_seconds if done.train_seconds else 0.0
+        ended = RunEnded(done.step, reason, done.seconds, rate)
         self._tell(ended)
         return ended
 
@@ -181,6 +181,12 @@ class Trainer:
     def _tell(self, event: Event) -> None:
         for listener in self._listeners:
             listener(event)
+
+    def _count_time(self) -> None:
+        """Add the wall time since the last call, or since the session began."""
+        now = time.monotonic()
+        seconds = self.progress.seconds + now - self._counted_until
+        self.progress, self._counted_until = replace(self.progress, seconds=seconds), now
 
     def _is_due(self, every: int | str) -> bool:
         step = self.progress.step
@@ -214,10 +220,14 @@ class Trainer:
         self._optimizer.step()
         self._optimizer.zero_grad()
 
+        seconds = time.monotonic() - began
         self.progress = replace(
-            self.progress, step=step + 1, samples=self.progress.samples + len(indices)
+            self.progress,
+            step=step + 1,
+            samples=self.progress.samples + len(indices),
+            train_seconds=self.progress.train_seconds + seconds,
         )
-        self._meter.add(loss_sum, count, len(indices), time.monotonic() - began)
+        self._meter.add(loss_sum, count, len(indices), seconds)
         self._report_step(lr, grad_norm)
 
     def _backward(self, window: Sequence[Features]) -> tuple[float, float]:
@@ -317,10 +327,9 @@ class Trainer:
 
 
 class _Meter:
-    """Loss and speed since the last report, and speed since the start."""
+    """Loss and speed since the last report."""
 
     def __init__(self) -> None:
-        self._all_rows, self._all_seconds = 0, 0.0
         self.start_window()
 
     def start_window(self) -> None:
@@ -332,14 +341,9 @@ class _Meter:
         self._count += count
         self._rows += rows
         self._seconds += seconds
-        self._all_rows += rows
-        self._all_seconds += seconds
 
     def loss(self) -> float:
         return self._loss_sum / self._count
 
     def samples_per_second(self) -> float:
         return self._rows / self._seconds if self._seconds else 0.0
-
-    def overall(self) -> float:
-        return self._all_rows / self._all_seconds if self._all_seconds else 0.0

@@ -88,6 +88,12 @@ def with_fields(inputs: ExportInputs, **changes: Any) -> ExportInputs:
     return ExportInputs(**{**fields, **changes})
 
 
+def written(name: str, inputs: ExportInputs) -> Path:
+    inputs.output.parent.mkdir(exist_ok=True)
+    EXPORTERS[name].write(inputs)
+    return inputs.output
+
+
 def assert_same_function(model: Any, path: Path) -> None:
     exported = OnnxModel(path)
     scale = 0.0
@@ -106,7 +112,7 @@ def assert_same_function(model: Any, path: Path) -> None:
 
 def test_onnx_equals_torch(inputs: ExportInputs, capfd: pytest.CaptureFixture[str]) -> None:
     before = {name: value.clone() for name, value in inputs.model.state_dict().items()}
-    path = EXPORTERS["onnx"](inputs)
+    path = written("onnx", inputs)
 
     assert capfd.readouterr() == ("", "")
     assert path == inputs.output
@@ -129,7 +135,7 @@ def test_onnx_equals_torch(inputs: ExportInputs, capfd: pytest.CaptureFixture[st
 
 
 def test_onnx_answers_to_the_mask(inputs: ExportInputs) -> None:
-    exported = OnnxModel(EXPORTERS["onnx"](inputs))
+    exported = OnnxModel(written("onnx", inputs))
     batch = make_batch(inputs.model, 2, 8)
     padded = exported(**batch).logits[1]
     batch["input_ids"][1, 4:] = 9
@@ -142,18 +148,18 @@ def test_onnx_answers_to_the_mask(inputs: ExportInputs) -> None:
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "bert"])
 def test_onnx_of_each_family(inputs: ExportInputs, family: str) -> None:
     model = make_model(family, len(inputs.tokenizer))
-    assert_same_function(model, EXPORTERS["onnx"](with_fields(inputs, model=model)))
+    assert_same_function(model, written("onnx", with_fields(inputs, model=model)))
 
 
 def test_onnx_traced_on_one_real_row(inputs: ExportInputs) -> None:
     example = make_batch(inputs.model, 1, 9)
-    path = EXPORTERS["onnx"](with_fields(inputs, example=example))
+    path = written("onnx", with_fields(inputs, example=example))
     assert_same_function(inputs.model, path)
 
 
 def test_onnx_of_half_precision_is_float32(inputs: ExportInputs) -> None:
     model = make_model("bert", len(inputs.tokenizer)).to(torch.bfloat16)
-    path = EXPORTERS["onnx"](with_fields(inputs, model=model))
+    path = written("onnx", with_fields(inputs, model=model))
     assert next(model.parameters()).dtype == torch.bfloat16
     assert_same_function(model.float(), path)
 
@@ -164,39 +170,34 @@ def test_a_model_that_onnx_cannot_express(inputs: ExportInputs) -> None:
             return input_ids if input_ids.sum().item() > 3 else -input_ids
 
     with pytest.raises(UserError) as caught:
-        EXPORTERS["onnx"](with_fields(inputs, model=Branching()))
+        written("onnx", with_fields(inputs, model=Branching()))
     (problem,) = caught.value.problems
     assert problem.id == "export.unsupported"
     assert "Branching" in problem.message
     assert list(inputs.output.parent.glob("*")) == []
 
 
-def test_a_failed_write_leaves_the_old_file(
-    inputs: ExportInputs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inputs.output.parent.mkdir()
-    inputs.output.write_bytes(b"old")
-
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", fail)
-    with pytest.raises(OSError, match="No space"):
-        EXPORTERS["onnx"](inputs)
-    assert [entry.name for entry in inputs.output.parent.iterdir()] == ["model.onnx"]
-    assert inputs.output.read_bytes() == b"old"
-
-
 def test_peft_copies_files_but_no_links(inputs: ExportInputs, tmp_path: Path) -> None:
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    (folder / "stale").write_text("")
-    assert EXPORTERS["peft"](with_fields(inputs, output=folder)) == folder
+    folder = written("peft", with_fields(inputs, output=tmp_path / "copy"))
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "adapter_config.json"]
 
 
+@pytest.mark.parametrize("name", ["hf", "onnx"])
+def test_each_format_is_read_back_by_its_own_row(inputs: ExportInputs, name: str) -> None:
+    read = EXPORTERS[name].read
+    assert read is not None
+    loaded = read(written(name, inputs), "AutoModelForSequenceClassification")
+    batch = make_batch(inputs.model, 3, 11)
+    with torch.no_grad():
+        expected = inputs.model(**batch).logits
+        if name == "hf":
+            loaded.eval()
+        assert torch.allclose(loaded(**batch).logits, expected, atol=1e-5)
+    assert EXPORTERS[name].is_file == inputs.output.is_file()
+
+
 def test_hf_is_read_by_transformers(inputs: ExportInputs, tmp_path: Path) -> None:
-    folder = EXPORTERS["hf"](with_fields(inputs, output=tmp_path / "merged"))
+    folder = written("hf", with_fields(inputs, output=tmp_path / "merged"))
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     batch = make_batch(inputs.model, 3, 11)
     with torch.no_grad():

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lora_cli.artifacts.peft_format import PeftAdapter, load_peft, save_peft
+from lora_cli.artifacts.peft_format import PeftAdapter, load_peft, peft_files
 from lora_cli.errors import UserError
 
 LAYER = "bert.encoder.layer.0.attention.self.query"
+
+
+def write_peft(folder: Path, adapter: PeftAdapter, *, module_names: Iterable[str] = ()) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in peft_files(adapter, module_names=module_names).items():
+        (folder / name).write_bytes(content)
 
 
 def adapter() -> PeftAdapter:
@@ -55,7 +62,7 @@ def edit(folder: Path, **fields: object) -> None:
 
 
 def test_read_back(tmp_path: Path) -> None:
-    save_peft(tmp_path / "a" / "b", adapter())
+    write_peft(tmp_path / "a" / "b", adapter())
     loaded = load_peft(tmp_path / "a" / "b")
     plain = {f.name for f in dataclasses.fields(PeftAdapter)} - {"state"}
     for name in plain:
@@ -68,7 +75,7 @@ def test_read_back(tmp_path: Path) -> None:
 def test_files(tmp_path: Path) -> None:
     old = os.umask(0o022)
     try:
-        save_peft(tmp_path, adapter())
+        write_peft(tmp_path, adapter())
     finally:
         os.umask(old)
     files = sorted(tmp_path.iterdir())
@@ -88,22 +95,22 @@ def test_files(tmp_path: Path) -> None:
 
 def test_same_adapter_same_bytes(tmp_path: Path) -> None:
     reversed_state = dict(reversed(adapter().state.items()))
-    save_peft(tmp_path / "a", adapter())
-    save_peft(tmp_path / "b", dataclasses.replace(adapter(), state=reversed_state))
+    write_peft(tmp_path / "a", adapter())
+    write_peft(tmp_path / "b", dataclasses.replace(adapter(), state=reversed_state))
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_whole_alpha_is_an_integer_as_peft_writes_it(tmp_path: Path) -> None:
-    save_peft(tmp_path, dataclasses.replace(adapter(), alpha=16.0))
+    write_peft(tmp_path, dataclasses.replace(adapter(), alpha=16.0))
     assert '"lora_alpha": 16,' in (tmp_path / "adapter_config.json").read_text()
 
 
 def test_loaded_tensors_survive_writing_the_same_folder(tmp_path: Path) -> None:
-    save_peft(tmp_path, adapter())
+    write_peft(tmp_path, adapter())
     loaded = load_peft(tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"\0" * 4096)
-    save_peft(tmp_path, loaded)
+    write_peft(tmp_path, loaded)
     again = load_peft(tmp_path)
     assert torch.equal(again.state["classifier.weight"], adapter().state["classifier.weight"])
 
@@ -121,14 +128,14 @@ def test_loaded_tensors_survive_writing_the_same_folder(tmp_path: Path) -> None:
 def test_targets_select_exactly_the_adapted_layers(
     tmp_path: Path, modules: list[str], expected: list[str]
 ) -> None:
-    save_peft(tmp_path, adapter(), module_names=modules)
+    write_peft(tmp_path, adapter(), module_names=modules)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["target_modules"] == expected
 
 
 @pytest.mark.parametrize("size", [0, 7, 8, 100, -1])
 def test_cut_file(tmp_path: Path, size: int) -> None:
-    save_peft(tmp_path, adapter())
+    write_peft(tmp_path, adapter())
     path = tmp_path / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:size])
     error = fault(tmp_path)
@@ -137,14 +144,14 @@ def test_cut_file(tmp_path: Path, size: int) -> None:
 
 
 def test_huge_header_is_refused(tmp_path: Path) -> None:
-    save_peft(tmp_path, adapter())
+    write_peft(tmp_path, adapter())
     path = tmp_path / "adapter_model.safetensors"
     path.write_bytes((2**62).to_bytes(8, "little") + path.read_bytes()[8:])
     assert fault(tmp_path).problems[0].id == "adapter.damaged"
 
 
 def test_pickles_are_never_opened(tmp_path: Path) -> None:
-    save_peft(tmp_path, adapter())
+    write_peft(tmp_path, adapter())
     (tmp_path / "adapter_model.safetensors").unlink()
     assert "does not" in str(fault(tmp_path))
     (tmp_path / "adapter_model.bin").write_bytes(b"cposix\nsystem\n")
@@ -154,7 +161,7 @@ def test_pickles_are_never_opened(tmp_path: Path) -> None:
 
 
 def test_stray_misfit_and_absent_tensors_are_listed_together(tmp_path: Path) -> None:
-    save_peft(tmp_path, adapter())
+    write_peft(tmp_path, adapter())
     rewrite(
         tmp_path,
         drop="classifier",
@@ -173,7 +180,7 @@ def test_stray_misfit_and_absent_tensors_are_listed_together(tmp_path: Path) -> 
 
 
 def test_usual_heads_may_be_absent_when_listed_together(tmp_path: Path) -> None:
-    save_peft(tmp_path, adapter())
+    write_peft(tmp_path, adapter())
     edit(tmp_path, modules_to_save=["classifier", "score"])
     assert load_peft(tmp_path).saved_modules == ("classifier",)
     edit(tmp_path, modules_to_save=["classifier", "pooler", "score"])
@@ -181,7 +188,7 @@ def test_usual_heads_may_be_absent_when_listed_together(tmp_path: Path) -> None:
 
 
 def test_saved_modules_are_exact_paths(tmp_path: Path) -> None:
-    save_peft(tmp_path, adapter())
+    write_peft(tmp_path, adapter())
     edit(tmp_path, modules_to_save=["classifier", "pooler"])
     rewrite(
         tmp_path,

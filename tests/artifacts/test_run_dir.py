@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from lora_cli.artifacts import run_dir
+from lora_cli.artifacts.export import EXPORTERS
 from lora_cli.artifacts.run_dir import (
     MetricsFile,
+    check_inputs,
     check_run_dir,
     choose_run_dir,
     clear_run_dir,
@@ -88,15 +90,55 @@ def test_only_run_directories_are_deleted(tmp_path: Path) -> None:
     assert f"{tmp_path / 'file'} is a file" in problem_of(tmp_path / "file" / "a")
 
 
-def test_clearing_keeps_the_lock_and_what_links_lead_to(tmp_path: Path) -> None:
+def test_clearing_deletes_what_a_run_writes_and_nothing_else(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a")
+    for name in ("adapter", "predictions", ".tmp-adapter-12345678", ".trash-merged-12345678"):
+        (path / name).mkdir()
+        (path / name / "x").write_text("x")
+    exports = [exporter.name for exporter in EXPORTERS.values()]
+    for name in ("metrics.jsonl", "result.json", "report.html", "model.onnx.data", *exports):
+        (path / name).write_text("x")
+    (path / "data").mkdir()
+    (path / "data" / "train.jsonl").write_text("mine")
+    (path / "notes.txt").write_text("mine")
+    with locked(path):
+        clear_run_dir(path)
+        names = {entry.name for entry in path.iterdir()}
+    assert names == {".lock", "data", "notes.txt"}
+    assert (path / "data" / "train.jsonl").read_text() == "mine"
+
+
+def test_clearing_keeps_what_links_lead_to(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a")
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "x").write_text("x")
-    (path / "link").symlink_to(tmp_path / "kept")
-    with locked(path):
-        clear_run_dir(path)
-        assert [entry.name for entry in path.iterdir()] == [".lock"]
+    (path / "merged").symlink_to(tmp_path / "kept")
+    clear_run_dir(path)
+    assert list(path.iterdir()) == []
     assert (tmp_path / "kept" / "x").read_text() == "x"
+
+
+def test_inputs_that_would_be_deleted_are_found(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a")
+    (path / "merged").mkdir()
+    (tmp_path / "link").symlink_to(path)
+    (tmp_path / "model").symlink_to(path / "merged")
+    (path / "model.onnx").symlink_to(tmp_path / "elsewhere")
+    inside = ["a/merged", "a/merged/deep/x.jsonl", "link/merged", "model", "a/model.onnx"]
+    inside.append("link/model.onnx")
+    for name in inside:
+        with pytest.raises(UserError) as caught:
+            check_inputs(path, {str(tmp_path / name): "model.path"})
+        (problem,) = caught.value.problems
+        assert (problem.id, problem.key) == ("run.holds-input", "run.dir")
+        assert str(tmp_path / name) in problem.message
+        assert "model.path" in problem.message
+    with pytest.raises(UserError) as caught:
+        check_inputs(path, {str(path / "merged"): "x", str(path / "config.yaml"): "y"})
+    assert len(caught.value.problems) == 2
+    outside = ["a/data", "a", "merged", "elsewhere", "a/mergedx"]
+    for text in [*(str(tmp_path / name) for name in outside), "bert-base", "pkg://a/merged"]:
+        check_inputs(path, {text: "model.path"})
 
 
 HOLD = """

@@ -72,6 +72,7 @@ def test_quiet_hides_messages(fake_command: Any, capsys: Any) -> None:
         (ValueError("oops"), 70, "ValueError: oops"),
         (OSError(errno.EPERM, "odd"), 74, "error[io.failed]"),
         (OSError(errno.EINVAL, "odd"), 70, "--debug"),
+        (OSError(errno.ENAMETOOLONG, "long", "x" * 300), 2, "error[io.long-name]"),
     ],
 )
 def test_whatever_happens_becomes_a_code_and_a_text(

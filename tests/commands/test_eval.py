@@ -112,19 +112,64 @@ def test_merged_and_exported_from_disk_stand_beside_the_others(
     assert result["bytes"]["merged"] == (tmp_path / "m" / "model.safetensors").stat().st_size
 
 
+def merged_with(run_cli: Any, run: Any, folder: Path, bias: list[float]) -> Path:
+    """The run's merged model, with something added to the bias of its head."""
+    assert run_cli("merge", "runs/a", f"output={folder}", cwd=run.cwd).code == 0
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"] += torch.tensor(bias)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 def test_a_merged_column_shows_what_is_on_disk(tiny_run: Any, run_cli: Any, tmp_path: Path) -> None:
-    """A folder whose weights have been changed must score as they do, not as the adapter does."""
-    assert run_cli("merge", "runs/a", f"output={tmp_path}/m", cwd=tiny_run.cwd).code == 0
-    path = tmp_path / "m" / "model.safetensors"
-    weights = load_file(path)
-    weights["classifier.bias"] = torch.tensor([-100.0, 100.0])
-    save_file(weights, path, {"format": "pt"})
-    result = evaluate(run_cli, "runs/a", f"merged={tmp_path}/m", cwd=tiny_run.cwd)
-    assert result["merged"]["accuracy"] == 0.5
-    assert result["merged"]["loss"] > 50
+    """A difference that rounding may make is let through, and seen in the loss."""
+    folder = merged_with(run_cli, tiny_run, tmp_path / "m", [0.0, 9e-5])
+    result = evaluate(run_cli, "runs/a", f"merged={folder}", cwd=tiny_run.cwd)
+    rows = read(tiny_run.data / "test.jsonl")
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    logits = logits_of(model, tiny_run.base, [row["text"] for row in rows])
+    assert result["merged"]["loss"] == pytest.approx(scores(logits, rows)["loss"], abs=2e-7)
+    assert result["merged"]["loss"] != result["adapter"]["loss"]
+
+
+def test_a_merged_model_of_another_adapter_is_refused(
+    tiny_run: Any, run_cli: Any, tmp_path: Path
+) -> None:
+    folder = merged_with(run_cli, tiny_run, tmp_path / "m", [0.0, 0.01])
+    refused = run_cli("eval", "runs/a", f"merged={folder}", cwd=tiny_run.cwd)
+    assert refused.code == 2
+    assert "error[eval.not-merged]" in refused.err
+    assert "16 rows: largest difference 1.00e-02" in refused.err
+    assert refused.out == ""
     refused = run_cli("eval", "runs/a", f"merged={tiny_run.base}", cwd=tiny_run.cwd)
     assert refused.code == 2
     assert "error[eval.not-merged]" in refused.err
+
+
+def test_models_that_are_not_there_are_named_before_anything_is_loaded(
+    tiny_run: Any, run_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("loaded")
+
+    monkeypatch.setattr("lora_cli.commands.opening.load_base", fail)
+    arguments = (f"merged={tmp_path}", f"exported={tmp_path}/{'x' * 300}.onnx")
+    refused = run_cli("eval", "runs/a", *arguments, cwd=tiny_run.cwd)
+    assert refused.code == 2
+    assert "error[eval.not-merged]" in refused.err
+    assert "error[eval.no-export]" in refused.err
+    for key in ("merged", "exported"):
+        assert f"`{key}` must be" in refused.err
+
+
+def test_a_merged_folder_that_cannot_be_loaded_is_no_fault_of_the_base(
+    tiny_run: Any, run_cli: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    refused = run_cli("eval", "runs/a", f"merged={tmp_path}", cwd=tiny_run.cwd)
+    assert refused.code == 2
+    assert "`merged`" in refused.err
+    assert "model.path" not in refused.err
 
 
 def test_new_rows_of_ones_own(tiny_run: Any, run_cli: Any, tmp_path: Path) -> None:
@@ -149,12 +194,54 @@ def test_new_rows_of_ones_own(tiny_run: Any, run_cli: Any, tmp_path: Path) -> No
     assert path.read_text().startswith("sentence,label")
 
 
+def test_predictions_of_own_rows_leave_those_of_the_run_alone(
+    tiny_run: Any, run_cli: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run.path, run, ignore=shutil.ignore_patterns("*.onnx", "checkpoints"))
+    assert run_cli("eval", run, cwd=tmp_path).code == 0
+    own = (run / "predictions" / "test.jsonl").read_bytes()
+    rows = (tiny_run.data / "test.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "mine").mkdir()
+    for path in ("new.jsonl", "mine/train.jsonl", "mine/test.jsonl"):
+        (tmp_path / path).write_text("".join(rows[:9]))
+    limit = "task.data.max_eval_rows=4"
+    cases = {
+        ("task.data.path=new.jsonl",): ("new", 9),
+        ("task.data.path=mine/test.jsonl", limit): ("mine-test", 4),
+        ("task.data.path=mine", "split=train", limit): ("mine-train", 4),
+        ("task.data.path=mine", "task.data.max_train_rows=2"): ("mine-test", 9),
+    }
+    for arguments, (name, count) in cases.items():
+        path = run / "predictions" / f"{name}.jsonl"
+        path.unlink(missing_ok=True)
+        finished = run_cli("eval", run, *arguments, "--json", cwd=tmp_path)
+        assert finished.code == 0, finished.err
+        assert finished.lines[0]["rows"] == count
+        assert finished.lines[0]["split"] == ("train" if "split=train" in arguments else "test")
+        assert len(read(path)) == count
+    assert (run / "predictions" / "test.jsonl").read_bytes() == own
+
+
+def test_the_last_line_is_the_run_directory(tiny_run: Any, run_cli: Any, tmp_path: Path) -> None:
+    finished = run_cli("eval", "runs/a", cwd=tiny_run.cwd)
+    assert finished.err.splitlines()[-1] == "run directory: runs/a"
+    shutil.copytree(tiny_run.path / "adapter", tmp_path / "alone")
+    rows = f"task.data.path={tiny_run.data}"
+    finished = run_cli("eval", "alone", rows, cwd=tmp_path)
+    assert finished.code == 0
+    assert "run directory" not in finished.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["split=dev"], "error[data.no-such-split]"),
         (["task.data.max_eval_rows=4"], "error[data.no-path]"),
-        (["exported=none.onnx"], "error[export.unreadable]"),
+        (["exported=none.onnx"], "error[eval.no-export]"),
+        (["task.data.path=toy", "task.data.train_split=test"], "error[data.no-role]"),
+        (["task.data.path=toy", "task.data.validation_split=0.2"], "error[data.no-role]"),
+        (["task.data.path=toy", "task.data.test_split=none"], "error[data.no-role]"),
     ],
 )
 def test_what_would_do_nothing_is_refused(

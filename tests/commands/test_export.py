@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 import transformers
 
 TEXTS = ["a good film", "dull and boring and very long and silly"]
@@ -75,3 +76,40 @@ def test_hf_is_what_merge_writes(tiny_run: Any, run_cli: Any, tmp_path: Path) ->
     assert {path.name for path in (tmp_path / "h").iterdir()} == names
     for name in names:
         assert (tmp_path / "h" / name).read_bytes() == (tmp_path / "m" / name).read_bytes()
+
+
+@pytest.mark.parametrize("format_", ["hf", "onnx"])
+def test_every_format_says_what_it_wrote_and_how_far_it_is(
+    tiny_run: Any, run_cli: Any, tmp_path: Path, format_: str
+) -> None:
+    result = export(run_cli, tiny_run, f"format={format_}", f"output={tmp_path}/x")
+    assert set(result) == {
+        *("output", "format", "rows", "max_abs_difference", "agreement", "bytes")
+    }
+    assert result["format"] == format_
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_failed_write_leaves_the_old_file(
+    tiny_run: Any, run_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"old")
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", fail)
+    finished = run_cli("export", "runs/a", f"output={path}", "--overwrite", cwd=tiny_run.cwd)
+    assert finished.code == 74
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.onnx"]
+    assert path.read_bytes() == b"old"
+
+
+def test_a_folder_is_replaced_as_a_whole(tiny_run: Any, run_cli: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    export(run_cli, tiny_run, "format=peft", f"output={folder}")
+    (folder / "stale").write_text("")
+    export(run_cli, tiny_run, "format=peft", f"output={folder}", "--overwrite")
+    assert not (folder / "stale").exists()
+    assert (folder / "adapter_config.json").is_file()

@@ -47,7 +47,8 @@ def test_a_merge_that_differs_is_refused(
     before = files(run.parent)
     finished = run_cli(command[0], run, *command[1:], cwd=run.parent)
     assert finished.code == 1
-    assert "error[merge.differs]" in finished.err
+    assert f"error[{command[0]}.differs]" in finished.err
+    assert "nothing was written" in finished.err
     assert files(run.parent) == before
 
 
@@ -78,3 +79,17 @@ def test_other_rows_for_the_check(run: Path, tiny_run: Any, run_cli: Any) -> Non
     )
     assert finished.code == 0, finished.err
     assert finished.lines[0]["rows"] == 5
+
+
+@pytest.mark.parametrize("command", ["merge", "export", "predict", "eval"])
+@pytest.mark.parametrize("output", ["/proc/lora-cli-none/x", "/proc/x", "long"])
+def test_an_output_that_cannot_be_made_is_no_bug(
+    run: Path, run_cli: Any, command: str, output: str
+) -> None:
+    output = str(run.parent / ("x" * 300)) if output == "long" else output
+    arguments = ["text=a good film"] if command == "predict" else []
+    arguments += ["check_rows=0"] if command in ("merge", "export") else []
+    finished = run_cli(command, run, f"output={output}", *arguments, cwd=run.parent)
+    assert finished.code in (2, 74), finished.err
+    assert "error[output.unusable]" in finished.err
+    assert "cannot be made" in finished.err

@@ -48,7 +48,9 @@ def test_the_line_grows_with_the_outputs() -> None:
     limit = TOLERANCE[torch.bfloat16]
     check_same(probe_of([[0.0, -10.0]]), lambda x: x + 9 * limit, torch.bfloat16, what="merged")
     with pytest.raises(RunFailedError):
-        check_same(probe_of([[0.0, -10.0]]), lambda x: x + 11 * limit, torch.bfloat16, what="x")
+        check_same(
+            probe_of([[0.0, -10.0]]), lambda x: x + 11 * limit, torch.bfloat16, what="merged"
+        )
 
 
 def test_a_tie_may_be_broken_by_rounding_and_is_counted() -> None:
@@ -66,6 +68,7 @@ def test_another_decision_is_refused() -> None:
     with pytest.raises(RunFailedError) as caught:
         check_same(probe_of([[0.0, 1.0]]), lambda x: x.flip(-1), torch.float32, what="exported")
     (problem,) = caught.value.problems
+    assert problem.id == "export.differs"
     assert problem.message.startswith("The exported model must say what the adapter says")
     assert "0.00 %" in problem.message
 

@@ -99,6 +99,16 @@ def test_settings_of_new_rows_need_new_rows(tiny_run: Any) -> None:
     assert problem.key == "task.data.text_column"
 
 
+def test_new_rows_have_no_roles(tiny_run: Any) -> None:
+    opened = open_adapter(str(tiny_run.path), base=None)
+    data = DataConfig(path=str(tiny_run.data), train_split="test", test_split="none")
+    with pytest.raises(UserError) as caught:
+        opened.load_splits(data)
+    problems = caught.value.problems
+    assert [p.key for p in problems] == ["task.data.train_split", "task.data.test_split"]
+    assert all("split=NAME" in str(problem.fix) for problem in problems)
+
+
 def test_a_base_is_no_merged_model(tiny_run: Any) -> None:
     opened = open_adapter(str(tiny_run.path), base=None)
     assert problem_of(lambda: load_merged(opened, str(tiny_run.base))).id == "eval.not-merged"

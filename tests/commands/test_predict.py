@@ -183,3 +183,16 @@ def test_a_new_process_says_the_same_bit_for_bit(tiny_run: Any, run_cli: Any) ->
     here = run_cli("predict", "runs/a", cwd=tiny_run.cwd, stdin=jsonl(texts))
     assert done.stdout.decode() == here.out
     assert done.stderr == b""
+
+
+def test_a_wrong_run_is_refused_before_the_rows_are_waited_for(
+    run_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("standard input was read")
+
+    monkeypatch.setattr("lora_cli.commands.predict._rows", fail)
+    for run in ("nosuch", f"from={'x' * 300}"):
+        finished = run_cli("predict", run, cwd=tmp_path, stdin=b"")
+        assert finished.code == 2, finished.err
+        assert "error[adapter.not-found]" in finished.err

@@ -3,6 +3,7 @@
 import copy
 import json
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from lora_cli.artifacts.peft_format import PeftAdapter, load_peft, save_peft
+from lora_cli.artifacts.peft_format import PeftAdapter, load_peft, peft_files
 from lora_cli.lora.inject import freeze_base, inject_lora, saved_modules, trainable_parameters
 from lora_cli.lora.merge import merge_lora
 from lora_cli.lora.state import adapter_state, load_adapter_state
@@ -52,6 +53,12 @@ SIZES = {
     "num_labels": 3,
 }
 R, ALPHA = 3, 7.0
+
+
+def write_peft(folder: Path, adapter: PeftAdapter, *, module_names: Iterable[str] = ()) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in peft_files(adapter, module_names=module_names).items():
+        (folder / name).write_bytes(content)
 
 
 def build_base(family: str) -> nn.Module:
@@ -157,7 +164,7 @@ def gap(one: nn.Module, other: nn.Module) -> float:
 def test_peft_loads_ours(family: str, task_type: str | None, short: bool, tmp_path: Path) -> None:
     modules = [name for name, _ in build_base(family).named_modules()] if short else []
     ours, names, saved = build_ours(build_base(family), family)
-    save_peft(tmp_path, adapter_of(ours, names, saved, task_type), module_names=modules)
+    write_peft(tmp_path, adapter_of(ours, names, saved, task_type), module_names=modules)
     theirs = load_with_peft(family, tmp_path)
     assert gap(ours, build_base(family)) > 1e-2
     assert gap(ours, theirs) <= 1e-5
@@ -185,7 +192,7 @@ def test_files_hold_what_peft_writes(family: str, tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path / "theirs")
     ours, names, saved = build_ours(build_base(family), family)
     modules = [name for name, _ in build_base(family).named_modules()]
-    save_peft(tmp_path / "ours", adapter_of(ours, names, saved, "SEQ_CLS"), module_names=modules)
+    write_peft(tmp_path / "ours", adapter_of(ours, names, saved, "SEQ_CLS"), module_names=modules)
     their_state = load_file(tmp_path / "theirs/adapter_model.safetensors")
     our_state = load_file(tmp_path / "ours/adapter_model.safetensors")
     assert {k: (v.shape, v.dtype) for k, v in our_state.items()} == {
@@ -204,7 +211,7 @@ def test_files_hold_what_peft_writes(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", NEW)
 def test_same_merge_and_gradients(family: str, tmp_path: Path) -> None:
     ours, names, saved = build_ours(build_base(family), family)
-    save_peft(tmp_path, adapter_of(ours, names, saved, "SEQ_CLS"))
+    write_peft(tmp_path, adapter_of(ours, names, saved, "SEQ_CLS"))
     theirs = PeftModel.from_pretrained(build_base(family), tmp_path, is_trainable=True).eval()
 
     ours(**batch()).loss.backward()
@@ -238,7 +245,7 @@ def test_peft_loads_a_file_without_a_saved_head(tmp_path: Path) -> None:
     inject_lora(base, names, r=R, alpha=ALPHA, dropout=0.0)
     freeze_base(base, ())
     shake(base)
-    save_peft(tmp_path, adapter_of(base, names, (), "SEQ_CLS"))
+    write_peft(tmp_path, adapter_of(base, names, (), "SEQ_CLS"))
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["task_type"] is None
     assert config["auto_mapping"] == {
@@ -256,7 +263,7 @@ def test_exact_paths_where_last_parts_would_select_more(tmp_path: Path) -> None:
     inject_lora(base, names, r=R, alpha=ALPHA, dropout=0.0)
     freeze_base(base, ("classifier",))
     shake(base)
-    save_peft(tmp_path, adapter_of(base, names, ("classifier",), "SEQ_CLS"), module_names=modules)
+    write_peft(tmp_path, adapter_of(base, names, ("classifier",), "SEQ_CLS"), module_names=modules)
     assert load_peft(tmp_path).targets == names
     assert gap(base, load_with_peft("bert", tmp_path)) <= 1e-5
 

@@ -185,3 +185,40 @@ def test_planted_duplicates_are_counted_exactly():
     assert overlap_notes(splits, ["t"]) == (
         "validation: 2 of 3 rows have the text of a row of train, on which scores say little",
     )
+
+
+def test_splits_without_a_role_are_named():
+    found = {"train": TRAIN, "evaluation": OTHER, "test_set": OTHER}
+    notes = choose(found)[1]
+    assert notes[-1].startswith("not used: evaluation (2 rows), test_set (2 rows); ")
+    notes = choose(found, validation_split="evaluation", test_split="test_set")[1]
+    assert not any("not used" in note for note in notes)
+
+
+def test_a_split_that_was_declined_is_not_called_unused():
+    found = {"train": TRAIN, "validation": OTHER, "test": OTHER}
+    assert choose(found, test_split="none")[1] == ()
+    (note,) = (n for n in choose(found, validation_split=0.1)[1] if "not used" in n)
+    assert note.startswith("not used: validation (2 rows); ")
+
+
+@pytest.mark.parametrize("settings", [{}, {"test_split": "test"}])
+def test_one_split_cannot_validate_and_test(settings):
+    found = {"train": TRAIN, "validation": OTHER, "test": OTHER}
+    (problem,) = problems_of(found, validation_split="test", **settings)
+    assert problem.id == "data.split-is-used-twice"
+    assert problem.key == f"task.data.{'test' if settings else 'validation'}_split"
+    splits, _ = choose(found, validation_split="test", test_split="none")
+    assert splits == {"train": TRAIN, "validation": OTHER}
+
+
+@pytest.mark.parametrize(
+    ("is_training", "expected"),
+    [(True, {"train": 30, "test": 5}), (False, {"train": 5, "test": 5})],
+)
+def test_train_is_evaluated_like_any_split_where_nothing_is_trained(is_training, expected):
+    config = DataConfig(max_train_rows=30, max_eval_rows=5)
+    limited, _ = limit_rows(
+        {"train": TRAIN, "test": TRAIN}, config, seed=0, is_training=is_training
+    )
+    assert {split: len(rows) for split, rows in limited.items()} == expected

@@ -171,6 +171,13 @@ def test_new_rows_are_read_with_the_labels_of_the_adapter(tmp_path: Path) -> Non
         FAMILY.load_more(bad, state, seed=0)
 
 
+def test_a_single_file_of_new_rows_is_the_test_split(tmp_path: Path) -> None:
+    write(tmp_path / "d", new=lines("good", "bad", "fine"))
+    data = DataConfig(path=str(tmp_path / "d" / "new.jsonl"), max_train_rows=1, max_eval_rows=2)
+    splits, _ = FAMILY.load_more(TextClassificationConfig(data=data), STATE, seed=0)
+    assert {name: len(rows) for name, rows in splits.rows.items()} == {"test": 2}
+
+
 def test_rows_to_predict_need_no_label_and_may_call_the_text_otherwise() -> None:
     bound = FAMILY.bind_columns(["sentence", "label"], STATE, where="new.jsonl")
     assert bound["columns"] == {"text": "sentence", "text_pair": None, "label": None}

@@ -1,4 +1,5 @@
 import importlib.util
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -140,6 +141,37 @@ def test_a_resumed_run_is_bit_equal(tiny_model_dir: ModelDir, toy_reviews: Path)
         assert resumed.progress == whole.progress
 
 
+def test_times_add_up_over_sessions(
+    tiny_model_dir: ModelDir, toy_reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a clock that ticks once a reading, against counts of its readings."""
+    clock = itertools.count(1000.0)
+    monkeypatch.setattr("lora_cli.training.loop.time.monotonic", lambda: next(clock))
+    events: list[Event] = []
+    settings: dict[str, Any] = {"max_steps": 5, "save_steps": 3, "eval_steps": 5}
+    first = build_trainer(tiny_model_dir(), toy_reviews, listeners=[events.append], **settings)
+    ended = first.run()
+    saved = next(event.state.progress for event in events if isinstance(event, CheckpointDue))
+    # Each step takes one tick, and 5 steps of 8 rows are 40 rows.
+    assert (saved.step, saved.train_seconds, ended.samples_per_second) == (3, 3.0, 8.0)
+    # Steps 4 and 5 read the clock twice each, the second saving and the end once.
+    assert ended.seconds == saved.seconds + 6
+
+    second = build_trainer(tiny_model_dir(), toy_reviews, **settings)
+    second.resume(
+        TrainState(
+            replace(saved, seconds=100.0, train_seconds=37.0),
+            first.adapter(),
+            first.state().optimizer,
+        )
+    )
+    resumed = second.run()
+    assert resumed.samples_per_second == 40 / (37 + 2)
+    assert resumed.seconds == 100.0 + (ended.seconds - saved.seconds)
+    # Times do not make two states differ.
+    assert second.progress == replace(second.progress, seconds=0.0, train_seconds=0.0)
+
+
 def test_evaluation_does_not_change_training(tiny_model_dir: ModelDir, toy_reviews: Path) -> None:
     rare = build_trainer(tiny_model_dir(), toy_reviews, dropout=0.2, eval_steps=16)
     often = build_trainer(tiny_model_dir(), toy_reviews, dropout=0.2, eval_steps=1)
@@ -219,7 +251,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
     before: dict[str, torch.Tensor] = {}
 
     def broken(model: Any, batch: Any) -> StepOutput:
-        output = forward(model, batch)
+        output: StepOutput = forward(model, batch)
         if trainer.progress.step < 2 or not model.training:
             return output
         before.update(trainer.adapter())
