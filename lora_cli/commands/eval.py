@@ -7,9 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from lora_cli.artifacts.adapter import Subject, find_subject
 from lora_cli.artifacts.commit import make_room, replace_file
 from lora_cli.artifacts.export import OnnxModel
@@ -26,7 +23,7 @@ from lora_cli.errors import Problem, UserError
 from lora_cli.lora.merge import merge_lora
 from lora_cli.tasks.contract import Features, Task
 from lora_cli.training.evaluation import Evaluation, evaluate_rows
-from lora_cli.training.runtime import default_device
+from lora_cli.training.runtime import device_of
 
 _PROBE_ROWS = 16
 
@@ -141,8 +138,9 @@ def _load_merged(
 def _evaluate(
     task: Task, model: Callable[..., Any], features: list[Features], config: EvalConfig
 ) -> Evaluation:
-    device = default_device() if isinstance(model, nn.Module) else torch.device("cpu")
-    return evaluate_rows(task, model, features, batch_size=config.batch_size, device=device)
+    return evaluate_rows(
+        task, model, features, batch_size=config.batch_size, device=device_of(model)
+    )
 
 
 def _choose_split(wanted: str | None, names: list[str]) -> str:

@@ -13,7 +13,7 @@ from lora_cli.errors import Problem, RunFailedError
 from lora_cli.lora.merge import merge_lora
 from lora_cli.tasks.contract import Batch, Features, Task
 from lora_cli.training.evaluation import evaluating
-from lora_cli.training.runtime import default_device, move_to
+from lora_cli.training.runtime import device_of, move_to
 
 # Largest difference that rounding explains, for outputs of size one, by the dtype of the base:
 # below float32 the merged weights are rounded once more than the adapter's. Rows whose best labels
@@ -100,10 +100,7 @@ def take_probe(
     task: Task, model: Callable[..., Any], features: Sequence[Features], *, split: str
 ) -> Probe:
     """Return what the adapter, which is in `model`, says about some rows."""
-    batches = [
-        move_to(task.collate(features[start : start + 16]), default_device())
-        for start in range(0, len(features), 16)
-    ]
+    batches = [task.collate(features[start : start + 16]) for start in range(0, len(features), 16)]
     outputs = _run(task, model, batches)
     return Probe(task=task, batches=batches, outputs=outputs, split=split, rows=len(features))
 
@@ -161,4 +158,5 @@ def _run(
     task: Task, model: Callable[..., Any], batches: Sequence[Batch]
 ) -> list[Mapping[str, torch.Tensor]]:
     with evaluating(model), torch.inference_mode():
-        return [task.forward(model, batch).outputs for batch in batches]
+        device = device_of(model)
+        return [task.forward(model, move_to(batch, device)).outputs for batch in batches]

@@ -274,7 +274,7 @@ class Session:
         evaluation = trainer.evaluate()
         metrics = evaluation.metrics(prepared.task)
         adapter_bytes = self._save_adapter(adapter.state, metrics)
-        merge_lora(self._runtime.unwrap(prepared.model))
+        merge_lora(prepared.model)
         merged = trainer.evaluate().metrics(prepared.task)
         name = prepared.task.metric
         result = {

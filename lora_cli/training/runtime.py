@@ -20,6 +20,11 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def device_of(model: Any) -> torch.device:
+    """Return where a model computes: what is no module, such as an ONNX session, on the CPU."""
+    return default_device() if isinstance(model, nn.Module) else torch.device("cpu")
+
+
 def move_to(batch: Any, device: torch.device) -> Any:
     """Return the batch with every tensor in it on `device`."""
     if isinstance(batch, torch.Tensor):
@@ -72,11 +77,6 @@ class Runtime:
         """Move the model to the device and wrap it for the processes and the number format."""
         prepared: nn.Module = self._accelerator.prepare_model(model)
         return prepared
-
-    def unwrap(self, model: nn.Module) -> nn.Module:
-        """Return the plain model that `prepare` was given."""
-        plain: nn.Module = self._accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        return plain
 
     def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Wrap the optimizer, so that a loss scaler can skip a step that overflowed."""

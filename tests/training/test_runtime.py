@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lora_cli.errors import UserError
-from lora_cli.training.runtime import Runtime, default_device, move_to, seed_step
+from lora_cli.training.runtime import Runtime, default_device, device_of, move_to, seed_step
 
 
 def draw(seed: int, step: int, rank: int) -> list[float]:
@@ -26,12 +26,17 @@ def test_tensors_are_moved_wherever_they_are() -> None:
     assert (moved["ids"], moved["labels"]) == (["a"], None)
 
 
+def test_what_is_no_module_computes_on_the_cpu() -> None:
+    assert device_of(nn.Linear(1, 1)) == default_device()
+    assert device_of(lambda x: x) == torch.device("cpu")
+
+
 def test_one_process_leaves_the_model_alone() -> None:
     runtime = Runtime(precision="float32")
     model = nn.Linear(2, 2)
     prepared = runtime.prepare(model)
     assert (runtime.rank, runtime.world_size) == (0, 1)
-    assert runtime.unwrap(prepared) is model
+    assert prepared is model
     assert runtime.device == default_device()
     assert runtime.total(torch.tensor([2.0, 3.0])).tolist() == [2.0, 3.0]
 
