@@ -37,7 +37,7 @@ fmt: setup ## format the code and apply safe fixes
 lint: setup ## check format, code rules and spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/codespell lora_cli tests configs recipes benchmarks *.md Makefile .ci
+	$(BIN)/codespell lora_cli tests configs recipes benchmarks docs *.md Makefile .ci
 
 types: setup ## check types
 	$(BIN)/mypy lora_cli

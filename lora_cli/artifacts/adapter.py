@@ -1,5 +1,8 @@
 """The adapter folder: PEFT's files, and beside them what PEFT's format has no place for.
 
+What PEFT cannot load, such as biases or whole blocks, is in ``tuned.safetensors`` instead, and
+there is no ``adapter_config.json`` then that would promise otherwise.
+
 ``lora_cli.json`` holds label names and everything else that the task learned, the base model with
 the sha256 of its weights, and the resolved configuration: every later command works from the
 folder alone.
@@ -9,17 +12,24 @@ import json
 import os
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lora_cli.artifacts.commit import commit_folder
 from lora_cli.artifacts.peft_format import PeftAdapter, load_peft, peft_files
+from lora_cli.artifacts.peft_prefix import is_prefix, load_prefix, prefix_files
+from lora_cli.artifacts.tuned import TUNED_FILE, Tuned, load_tuned, tuned_files
 from lora_cli.errors import Problem, UserError
 
 RECORD = "lora_cli.json"
 FORMAT = 1
+# In the run directory: the base model that the run made by merging an earlier adapter.
+MERGED_BASE = "base"
+# Low-rank updates, or what any other strategy has trained.
+Adapter = PeftAdapter | Tuned
+_MARKS = ("adapter_config.json", TUNED_FILE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,14 +39,18 @@ class AdapterRecord:
     Attributes:
         config: The resolved training configuration as plain values.
         state: What the task learned from its data, such as label names.
-        base: Name, revision and sha256 of the base model.
-        metrics: Metrics on the validation rows: "split", "rows", "base", "adapter".
+        base: Name, revision and sha256 of the base model; "folder" where it is `MERGED_BASE` in
+            the run directory, and "merged" what it was made from.
+        metrics: Metrics on the validation rows: "split", "rows", "base", "adapter"; empty for an
+            adapter that was combined from others.
+        combined: What it was combined from and how; empty for one that was trained.
     """
 
     config: Mapping[str, Any]
     state: Mapping[str, Any]
     base: Mapping[str, Any]
     metrics: Mapping[str, Any]
+    combined: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,16 +76,20 @@ def find_subject(path: str) -> Subject:
     # Unlike `Path.exists`, this says of a name that is too long that it is not there.
     if not os.path.exists(path):  # noqa: PTH110
         raise _not_found(path, "does not exist")
-    if (folder / "adapter_config.json").is_file():
+    if _is_adapter(folder):
         is_in_run = (folder.parent / "config.yaml").is_file() and folder.name == "adapter"
         return Subject(adapter=folder, run=folder.parent if is_in_run else None)
-    if (folder / "adapter" / "adapter_config.json").is_file():
+    if _is_adapter(folder / "adapter"):
         return Subject(adapter=folder / "adapter", run=folder)
     if (folder / "config.yaml").is_file():
         why = "has no adapter yet, since the run ended before its first evaluation"
         recipe, run = shlex.quote(str(folder / "recipe.yaml")), shlex.quote(f"run.dir={folder}")
         raise _not_found(path, why, fix=f"lora-cli train {recipe} {run} --resume")
-    raise _not_found(path, "has no adapter_config.json")
+    raise _not_found(path, f"has no {' or '.join(_MARKS)}")
+
+
+def _is_adapter(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _MARKS)
 
 
 def _not_found(
@@ -92,14 +110,14 @@ def _not_found(
 
 def save_adapter(
     folder: Path,
-    adapter: PeftAdapter,
+    adapter: Adapter,
     record: AdapterRecord,
     *,
     card: str,
     module_names: Iterable[str],
 ) -> int:
     """Write the adapter folder as a whole and return its size in bytes."""
-    document = {
+    document: dict[str, Any] = {
         "format": FORMAT,
         "version": version("lora-cli"),
         "config": record.config,
@@ -107,8 +125,10 @@ def save_adapter(
         "base": record.base,
         "metrics": record.metrics,
     }
+    if record.combined:
+        document["combined"] = record.combined
     files = {
-        **peft_files(adapter, module_names=module_names),
+        **_adapter_files(adapter, module_names),
         RECORD: json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n",
         "README.md": card.encode(),
     }
@@ -116,13 +136,19 @@ def save_adapter(
     return sum(len(content) for content in files.values())
 
 
-def load_adapter(folder: Path) -> tuple[PeftAdapter, AdapterRecord]:
+def _adapter_files(adapter: Adapter, module_names: Iterable[str]) -> dict[str, bytes]:
+    if isinstance(adapter, PeftAdapter):
+        return peft_files(adapter, module_names=module_names)
+    return tuned_files(adapter) if adapter.prefix is None else prefix_files(adapter, adapter.prefix)
+
+
+def load_adapter(folder: Path) -> tuple[Adapter, AdapterRecord]:
     """Read an adapter folder that lora-cli wrote.
 
     Raises:
         UserError: If a file is missing, damaged or of a newer format.
     """
-    adapter = load_peft(folder)
+    adapter = _load_tensors(folder)
     path = folder / RECORD
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -133,6 +159,7 @@ def load_adapter(folder: Path) -> tuple[PeftAdapter, AdapterRecord]:
             state=dict(document["state"]),
             base=dict(document["base"]),
             metrics=dict(document["metrics"]),
+            combined=dict(document.get("combined", {})),
         )
     except FileNotFoundError:
         raise _unreadable(
@@ -142,6 +169,15 @@ def load_adapter(folder: Path) -> tuple[PeftAdapter, AdapterRecord]:
         why = f"it cannot be read ({type(error).__name__}: {error})"
         raise _unreadable(path, why) from error
     return adapter, record
+
+
+def _load_tensors(folder: Path) -> Adapter:
+    if is_prefix(folder):
+        return load_prefix(folder)
+    has_config = (folder / "adapter_config.json").is_file()
+    if (folder / TUNED_FILE).is_file() and not has_config:
+        return load_tuned(folder)
+    return load_peft(folder)
 
 
 def _unreadable(path: Path, why: str) -> UserError:

@@ -28,6 +28,10 @@ class CardData:
         lora: LoRA settings by name, such as r, alpha and targets.
         training: Training settings by name, such as the learning rate.
         versions: Package name to version.
+        kind: What the folder holds, as the start of a sentence.
+        loads_in_peft: Whether peft can load it.
+        parts: The adapters that this one was combined from, each with name, weight and sha256 of
+            its tensors; empty for one that was trained.
     """
 
     name: str
@@ -42,16 +46,42 @@ class CardData:
     lora: Mapping[str, str]
     training: Mapping[str, str]
     versions: Mapping[str, str]
+    kind: str = "A LoRA adapter"
+    loads_in_peft: bool = True
+    parts: Sequence[tuple[str, str, str]] = ()
 
 
 def model_card(card: CardData) -> str:
     """Return the card; names and labels are escaped, and no path of this machine is in it."""
     base = public_name(card.base)
+    made = "trained" if not card.parts else f"combined from {len(card.parts)} others"
     parts = [
         _front_matter(card, base),
         f"# {_plain(public_name(card.name))}",
-        f"A LoRA adapter for {_code(base)}, trained with lora-cli. The sha256 of the base weights "
-        f"is {_code(card.base_sha256)}; on other weights the adapter is of no use.",
+        f"{card.kind} for {_code(base)}, {made} with lora-cli. The sha256 of the base weights "
+        f"is {_code(card.base_sha256)}; on other weights these tensors are of no use.",
+        *(_parts(card) if card.parts else _metrics(card)),
+    ]
+    if card.labels:
+        parts += [f"## Labels\n\n{len(card.labels)}, in this order:", _label_list(card.labels)]
+    parts += [
+        "## Use",
+        "With lora-cli, from this folder:",
+        _fence('lora-cli predict ADAPTER_FOLDER text="..."', "bash"),
+        *(_with_peft(card, base) if card.loads_in_peft else []),
+        "## Settings",
+        _table(
+            ["setting", "value"],
+            [[_code(name), _code(value)] for name, value in {**card.lora, **card.training}.items()],
+        ),
+        "## Versions",
+        ", ".join(f"{_plain(name)} {_plain(text)}" for name, text in card.versions.items()) + ".",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _metrics(card: CardData) -> list[str]:
+    return [
         f"## Metrics\n\nOn the {card.rows} rows of the {_plain(card.split)} split, "
         "before training and with the adapter:",
         _table(
@@ -62,23 +92,19 @@ def model_card(card: CardData) -> str:
             ],
         ),
     ]
-    if card.labels:
-        parts += [f"## Labels\n\n{len(card.labels)}, in this order:", _label_list(card.labels)]
-    parts += [
-        "## Use",
-        "With lora-cli, from this folder:",
-        _fence('lora-cli predict ADAPTER_FOLDER text="..."', "bash"),
-        "With peft:",
-        _fence(_peft_sample(card, base), "python"),
-        "## Settings",
+
+
+def _parts(card: CardData) -> list[str]:
+    return [
+        "## Combined from",
         _table(
-            ["setting", "value"],
-            [[_code(name), _code(value)] for name, value in {**card.lora, **card.training}.items()],
+            ["adapter", "weight", "sha256 of its tensors"],
+            [
+                [_code(public_name(name)), _plain(weight), _code(sha256)]
+                for name, weight, sha256 in card.parts
+            ],
         ),
-        "## Versions",
-        ", ".join(f"{_plain(name)} {_plain(text)}" for name, text in card.versions.items()) + ".",
     ]
-    return "\n\n".join(parts) + "\n"
 
 
 def public_name(name: str) -> str:
@@ -103,15 +129,19 @@ def _front_matter(card: CardData, base: str) -> str:
     lines = [
         "---",
         f"base_model: {json.dumps(base)}",
-        "library_name: peft",
+        *(["library_name: peft"] if card.loads_in_peft else []),
         "tags:",
-        '- "lora"',
+        *(['- "lora"'] if card.kind == "A LoRA adapter" else []),
         '- "lora-cli"',
     ]
     pipeline = _PIPELINES.get(card.task_type or "")
     if pipeline:
         lines.append(f"pipeline_tag: {json.dumps(pipeline)}")
     return "\n".join([*lines, "---"])
+
+
+def _with_peft(card: CardData, base: str) -> list[str]:
+    return ["With peft:", _fence(_peft_sample(card, base), "python")]
 
 
 def _peft_sample(card: CardData, base: str) -> str:

@@ -17,6 +17,7 @@ from lora_cli.log import logger
 from lora_cli.training.events import CheckpointDue, Event, Progress, TrainState
 
 ADAPTER, OPTIMIZER, PROGRESS = "adapter.safetensors", "optimizer.safetensors", "progress.json"
+METHOD = "method.safetensors"
 
 
 class Checkpointer:
@@ -70,6 +71,8 @@ def save_checkpoint(folder: Path, state: TrainState, *, facts: Mapping[str, Any]
         OPTIMIZER: safetensors.torch.save(dict(state.optimizer)),
         PROGRESS: json.dumps(asdict(state.progress), indent=2).encode() + b"\n",
     }
+    if state.method:
+        files[METHOD] = safetensors.torch.save(dict(state.method))
     commit_folder(path, files, facts={**facts, "step": state.progress.step})
     return path
 
@@ -109,10 +112,13 @@ def load_latest_checkpoint(folder: Path, *, facts: Mapping[str, Any]) -> TrainSt
 def _read_state(path: Path) -> TrainState:
     try:
         progress = Progress(**json.loads((path / PROGRESS).read_bytes()))
+        # The manifest tells of a file that was lost; most runs have none.
+        method = (path / METHOD).read_bytes() if (path / METHOD).exists() else b""
         return TrainState(
             progress=progress,
             adapter=safetensors.torch.load((path / ADAPTER).read_bytes()),
             optimizer=safetensors.torch.load((path / OPTIMIZER).read_bytes()),
+            method=safetensors.torch.load(method) if method else {},
         )
     except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
         raise DamagedFolderError(str(error)) from error

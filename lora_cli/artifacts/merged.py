@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_cli.artifacts.commit import find_obstacle, put_in_place, staged_beside
+from lora_cli.artifacts.tuned import TUNED_FILE
 from lora_cli.errors import Problem, UserError
 from lora_cli.models.base import silence
 
@@ -84,7 +85,8 @@ def check_output(
 
 
 def _is_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+    marks = ("config.json", "adapter_config.json", TUNED_FILE)
+    return any((folder / name).is_file() for name in marks)
 
 
 def folder_bytes(path: Path) -> int:

@@ -1,93 +1,21 @@
-"""The config file of a PEFT adapter: its fields, and a strict reader.
-
-A file from elsewhere is untrusted data: the set of keys is closed, and layers are named by plain
-names, never by regular expressions, which can hang the matcher.
-"""
+"""The config file of a PEFT adapter, read strictly: the set of keys is closed."""
 
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
+from lora_cli.artifacts.peft_methods import ABSENT, METHODS, Method
+from lora_cli.artifacts.peft_values import check_values
 from lora_cli.errors import Problem, UserError, nearest_name
 
 CONFIG_FILE = "adapter_config.json"
 _MAX_CONFIG_BYTES = 1 << 20
-_NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
-_MAX_NAME_LENGTH = 200
-_MAX_NUMBER = 1e9
-
-# Heads that PEFT trains whole for a kind of task, whether its config names them or not.
-TASK_HEADS: dict[str, tuple[str, ...]] = {
-    "SEQ_CLS": ("classifier", "score"),
-    "TOKEN_CLS": ("classifier", "score"),
-    "QUESTION_ANS": ("qa_outputs",),
-    "SEQ_2_SEQ_LM": (),
-    "CAUSAL_LM": (),
-    "FEATURE_EXTRACTION": (),
-}
-
-# Fields that carry what we read.
-_READ: dict[str, Any] = {
-    "base_model_name_or_path": None,
-    "exclude_modules": None,
-    "init_lora_weights": True,
-    "lora_alpha": 8,
-    "lora_dropout": 0.0,
-    "modules_to_save": None,
-    "peft_type": "LORA",
-    "r": 8,
-    "revision": None,
-    "target_modules": None,
-    "task_type": None,
-}
-
-# Fields that change nothing about the tensors or the forward pass.
-_IGNORED: dict[str, Any] = {
-    "auto_mapping": None,
-    "inference_mode": True,
-    "peft_version": "0.21.0",
-}
-
-# Fields of methods that are not supported: any other value than PEFT's default is refused.
-_DEFAULT_ONLY: dict[str, Any] = {
-    "alora_invocation_tokens": None,
-    "alpha_pattern": {},
-    "arrow_config": None,
-    "bias": "none",
-    "corda_config": None,
-    "ensure_weight_tying": False,
-    "eva_config": None,
-    "fan_in_fan_out": False,
-    "kasa_config": None,
-    "layer_replication": None,
-    "layers_pattern": None,
-    "layers_to_transform": None,
-    "loftq_config": {},
-    "lora_bias": False,
-    "lora_ga_config": None,
-    "megatron_config": None,
-    "megatron_core": "megatron.core",
-    "monteclora_config": None,
-    "qalora_group_size": 16,
-    "rank_pattern": {},
-    "target_parameters": None,
-    "trainable_token_indices": None,
-    "use_bdlora": None,
-    "use_dora": False,
-    "use_qalora": False,
-    "use_rslora": False,
-    "velora_config": None,
-}
+_EXPERTS_SINCE = (0, 19)
 
 # Named starts that leave the base weights as they are, so that they do not matter after training.
-_PLAIN_STARTS = ("gaussian", "orthogonal")
-
-
-def default_config() -> dict[str, Any]:
-    """Return every field that PEFT 0.21 writes for LoRA, at its default in a saved adapter."""
-    return _DEFAULT_ONLY | _IGNORED | _READ
+_PLAIN_STARTS = ("eva", "gaussian", "orthogonal")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -101,7 +29,7 @@ def read_config(path: Path) -> dict[str, Any]:
     problems = _check_config(config, where=str(path))
     if problems:
         raise UserError(problems)
-    return _READ | config
+    return {**ABSENT, **_method(config).read, **config}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -138,8 +66,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     return config
 
 
+def _method(config: Mapping[str, Any]) -> Method:
+    return METHODS[config.get("peft_type", "LORA")]
+
+
 def _check_config(config: Mapping[str, Any], *, where: str) -> list[Problem]:
-    known = sorted(_READ | _IGNORED | _DEFAULT_ONLY)
+    name = config.get("peft_type", "LORA")
+    if name not in list(METHODS):
+        return [_unsupported("peft_type", name, tuple(METHODS), where)]
+    method = _method(config)
+    known = sorted({**method.read, **method.ignored, **method.default_only})
     problems = []
     for key in sorted(set(config) - set(known)):
         near = nearest_name(key, known)
@@ -151,94 +87,47 @@ def _check_config(config: Mapping[str, Any], *, where: str) -> list[Problem]:
                 fix=f'did you mean "{near}"?' if near else "remove the key if it has no effect.",
             )
         )
-    for key in sorted(set(config) & set(_DEFAULT_ONLY)):
-        if (config[key] or None) != (_DEFAULT_ONLY[key] or None):
-            problems.append(_unsupported(key, config[key], _DEFAULT_ONLY[key], where))
-    full = _READ | dict(config)
-    problems += _check_method(full, where)
-    problems += _check_numbers(full, where)
-    problems += _check_names(full, where)
-    return problems
+    for key in sorted(set(config) & set(method.default_only)):
+        default = method.default_only[key]
+        if (config[key] or None) != (default or None):
+            problems.append(_unsupported(key, config[key], (default,), where))
+    full = {**method.read, **config}
+    problems += _check_start(full, where) + _check_layout(full, where)
+    return problems + check_values(full, where=where)
 
 
-def _unsupported(key: str, value: object, only: object, where: str) -> Problem:
+def _check_layout(config: Mapping[str, Any], where: str) -> list[Problem]:
+    """Refuse updates of fused experts whose factors are those of the transposed matrices."""
+    version = re.match(r"(\d+)\.(\d+)", str(config.get("peft_version") or "0.0"))
+    numbers = (0, 0) if version is None else (int(version[1]), int(version[2]))
+    names = config.get("target_parameters")
+    if not isinstance(names, list) or not names or numbers >= _EXPERTS_SINCE:
+        return []
+    return [
+        Problem(
+            id="adapter.old-layout",
+            message='"peft_version" must be at least 0.19 with "target_parameters", whose tensors '
+            f"meant something else before, but is {json.dumps(config.get('peft_version'))[:80]}.",
+            where=where,
+            fix="merge the adapter with that version of PEFT, and use the merged model.",
+        )
+    ]
+
+
+def _check_start(config: Mapping[str, Any], where: str) -> list[Problem]:
+    start = config.get("init_lora_weights", True)
+    if isinstance(start, bool) or start in list(_PLAIN_STARTS):
+        return []
+    return [_unsupported("init_lora_weights", start, (True,), where)]
+
+
+def _unsupported(key: str, value: object, only: tuple[object, ...], where: str) -> Problem:
+    allowed = " or ".join(map(json.dumps, only))
     return Problem(
         id="adapter.unsupported",
-        message=f'"{key}" must be {json.dumps(only)}, since other values are not supported, '
+        message=f'"{key}" must be {allowed}, since other values are not supported, '
         f"but is {json.dumps(value)[:80]}.",
         where=where,
-        allowed=json.dumps(only),
+        allowed=allowed,
         fix="merge the adapter with the program that made it, and use the merged model.",
-    )
-
-
-def _check_method(config: Mapping[str, Any], where: str) -> list[Problem]:
-    problems = []
-    if config["peft_type"] != "LORA":
-        problems.append(_unsupported("peft_type", config["peft_type"], "LORA", where))
-    start = config["init_lora_weights"]
-    if not isinstance(start, bool) and start not in _PLAIN_STARTS:
-        problems.append(_unsupported("init_lora_weights", start, True, where))
-    task_type = config["task_type"]
-    if task_type is not None and task_type not in list(TASK_HEADS):
-        problems.append(
-            _bad_value("task_type", task_type, f"null or one of {', '.join(TASK_HEADS)}", where)
-        )
-    return problems
-
-
-def _check_numbers(config: Mapping[str, Any], where: str) -> list[Problem]:
-    problems = []
-    r, alpha, dropout = config["r"], config["lora_alpha"], config["lora_dropout"]
-    if not isinstance(r, int) or isinstance(r, bool) or r < 1:
-        problems.append(_bad_value("r", r, "an integer of at least 1", where))
-    if not _is_number(alpha) or alpha <= 0:
-        problems.append(_bad_value("lora_alpha", alpha, "a finite number above 0", where))
-    if not _is_number(dropout) or not 0 <= dropout < 1:
-        problems.append(_bad_value("lora_dropout", dropout, "a number in [0, 1)", where))
-    return problems
-
-
-def _check_names(config: Mapping[str, Any], where: str) -> list[Problem]:
-    problems = []
-    targets = config["target_modules"]
-    if isinstance(targets, str) and targets != "all-linear":
-        problems.append(
-            Problem(
-                id="adapter.regex",
-                message='"target_modules" must be a list of layer names or "all-linear", but is a '
-                f"regular expression: {json.dumps(targets[:80])}.",
-                where=where,
-                fix="replace it by the list of the layers that it selects.",
-            )
-        )
-    elif not isinstance(targets, str) and (not _are_names(targets) or not targets):
-        problems.append(_bad_value("target_modules", targets, "a list of layer names", where))
-    for key in ("exclude_modules", "modules_to_save"):
-        if config[key] is not None and not _are_names(config[key]):
-            problems.append(_bad_value(key, config[key], "null or a list of module names", where))
-    for key in ("base_model_name_or_path", "revision"):
-        if config[key] is not None and not isinstance(config[key], str):
-            problems.append(_bad_value(key, config[key], "null or text", where))
-    return problems
-
-
-def _bad_value(key: str, value: object, rule: str, where: str) -> Problem:
-    return Problem(
-        id="adapter.bad-value",
-        message=f'"{key}" must be {rule}, but is {json.dumps(value)[:80]}.',
-        where=where,
-    )
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return -_MAX_NUMBER <= value <= _MAX_NUMBER
-
-
-def _are_names(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(name, str) and len(name) <= _MAX_NAME_LENGTH and _NAME.fullmatch(name)
-        for name in value
     )

@@ -30,6 +30,9 @@ WRITTEN = (
     "report.html",
     "checkpoints",
     "adapter",
+    "adapter-lora",
+    "base",
+    "phases.json",
     "predictions",
     "merged",
     "model.onnx",
@@ -275,6 +278,10 @@ class MetricsFile:
                     "is_best": event.is_best,
                 }
             )
+
+    def base(self, metrics: Mapping[str, float]) -> None:
+        """Write what the base model says, where step 0 is something else."""
+        self._append({"event": "base", "step": 0, "metrics": dict(metrics)})
 
     def _append(self, line: Mapping[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:

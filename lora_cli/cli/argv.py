@@ -1,15 +1,15 @@
 """The command line taken apart: command, subject, settings, our flags, Hydra's flags."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from lora_cli.commands.options import Options
 from lora_cli.config.commands import COMMANDS
-from lora_cli.config.groups import default_options
-from lora_cli.config.quoting import quote_text
+from lora_cli.config.groups import default_options, group_options
+from lora_cli.config.quoting import quote_keys, quote_list, quote_text, repeated_key
 from lora_cli.config.recipe import find_recipe
-from lora_cli.config.schema import all_keys
+from lora_cli.config.schema import Key, all_keys
 from lora_cli.errors import Problem, UserError, nearest_name
 
 OUR_FLAGS = {f"--{option.name}": option.name for option in fields(Options)}
@@ -35,6 +35,12 @@ HYDRA_FLAGS: dict[str, tuple[str, ...]] = {
     "--multirun": (),
     "--resolve": (),
     "--hydra-help": (),
+}
+# Flags that only some commands read.
+COMMANDS_OF_FLAG: dict[str, tuple[str, ...]] = {
+    "--resume": ("train",),
+    "--overwrite": ("train", "eval", "predict", "merge", "export"),
+    "--config-name": ("train",),
 }
 ALL_FLAGS = ["--help", "--version", *OUR_FLAGS, *HYDRA_FLAGS]
 
@@ -81,10 +87,13 @@ def split(arguments: Sequence[str]) -> Invocation:
         raise UserError(_unknown("command", "cli.unknown-command", command, list(COMMANDS)))
     if "--help" in names:
         return Invocation(command=command, options=options, wants="help")
+    _check_flags(command, names)
     settings, subjects = _sort_words(command, words[1:])
     recipe = None
     if command == "train":
         recipe = _recipe(subjects, dict(flags))
+    elif subjects and "from" not in all_keys(command):
+        raise UserError(_needless_subject(command, subjects[0]))
     else:
         settings += [f"from={quote_text(subject)}" for subject in subjects]
     return Invocation(
@@ -93,6 +102,52 @@ def split(arguments: Sequence[str]) -> Invocation:
         overrides=tuple(settings),
         hydra_flags=tuple(_for_hydra(flags)),
         recipe=recipe,
+    )
+
+
+def _check_flags(command: str, names: Collection[str]) -> None:
+    """Refuse flags that would do nothing: of other commands, or beside each other."""
+    for name, commands in COMMANDS_OF_FLAG.items():
+        if name in names and command not in commands:
+            raise UserError(
+                Problem(
+                    id="cli.needless-flag",
+                    message=f"`{name}` must be left out of `lora-cli {command}`, which has no use"
+                    " for it, but is given.",
+                    where="command line",
+                    allowed=f"with {', '.join(commands)}",
+                )
+            )
+    together = [name for name in ("--cfg", "--info", "--multirun") if name in names]
+    if len(together) > 1:
+        raise UserError(
+            Problem(
+                id="cli.bad-flag",
+                message=f"`{together[0]}` must stand without `{together[1]}`, but both are given.",
+                where="command line",
+                fix="--cfg and --info show one job: give each setting one value",
+            )
+        )
+    for name in ("--package", "--resolve"):
+        if name in names and "--cfg" not in names:
+            raise UserError(
+                Problem(
+                    id="cli.bad-flag",
+                    message=f"`{name}` must stand with `--cfg`, which it is about, but does not.",
+                    where="command line",
+                    fix="add --cfg job",
+                )
+            )
+
+
+def _needless_subject(command: str, subject: str) -> Problem:
+    key = "model" if subject in group_options("model") else "model.path"
+    return Problem(
+        id="cli.needless-subject",
+        message=f'`{command}` must be given settings only, but is given "{subject}".',
+        where="command line",
+        allowed="key=value",
+        fix=f"lora-cli {command} {key}={subject}",
     )
 
 
@@ -158,8 +213,8 @@ def _sort_words(command: str, words: Sequence[str]) -> tuple[list[str], list[str
         names_setting = plain in known or plain in default_options(command)
         if not names_setting and Path(word).exists():
             subjects.append(word)
-        elif plain in known and known[plain].is_text and equals and value != "null":
-            settings.append(f"{key}={quote_text(value)}")
+        elif plain in known and equals and value != "null":
+            settings.append(f"{key}={_quoted(known[plain], value)}")
         elif equals or word.startswith(("+", "~")):
             settings.append(word)
         else:
@@ -175,6 +230,24 @@ def _sort_words(command: str, words: Sequence[str]) -> tuple[list[str], list[str
             )
         )
     return settings, subjects
+
+
+def _quoted(key: Key, value: str) -> str:
+    """Write a value of the command line in Hydra's grammar, where it is not in it by rule."""
+    if key.is_text:
+        return quote_list(value) if key.is_list else quote_text(value)
+    if not key.is_mapping:
+        return value
+    if name := repeated_key(value):
+        raise UserError(
+            Problem(
+                id="config.repeated",
+                message=f'`{key.name}` must have each name once, but has "{name}" again.',
+                key=key.name,
+                where=f"command line, {key.name}={value}",
+            )
+        )
+    return quote_keys(value)
 
 
 def _recipe(subjects: Sequence[str], flags: dict[str, str]) -> Path | None:

@@ -1,12 +1,17 @@
 """The texts of `--help`, made from the dataclasses and the config files themselves."""
 
 import inspect
-from collections.abc import Iterable, Iterator
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 
-from lora_cli.config.commands import COMMANDS
+from lora_cli.cli.argv import COMMANDS_OF_FLAG
+from lora_cli.config.checks import REFUSED
+from lora_cli.config.commands import COMMANDS, VARIANTS
+from lora_cli.config.derived import describe_factors
 from lora_cli.config.groups import default_options, describe_option, group_options
+from lora_cli.config.reading import shown_choice
 from lora_cli.config.recipe import shipped_recipes
-from lora_cli.config.schema import Key, iter_keys, short_type, show, variants_of
+from lora_cli.config.schema import Key, all_keys, iter_keys, short_type, show, variants_of
 
 EXAMPLES = {
     "train": (
@@ -14,6 +19,7 @@ EXAMPLES = {
         "lora-cli train model=bert task=sst2 lora.r=16",
         "lora-cli train model=minilm task.data.path=reviews.csv trainer.epochs=3",
         "lora-cli train -m recipes/movie-reviews-minilm.yaml lora.r=4,8,16",
+        "lora-cli train model=bert task=sst2 'lora.rank_pattern={query: 16, \"*.layer.0.*\": 4}'",
     ),
     "eval": (
         "lora-cli eval runs/NAME",
@@ -25,10 +31,18 @@ EXAMPLES = {
         "lora-cli predict runs/NAME input=new.csv output=out.jsonl",
         "cat new.jsonl | lora-cli predict runs/NAME > out.jsonl",
     ),
-    "merge": ("lora-cli merge runs/NAME", "lora-cli merge runs/NAME output=merged/"),
+    "merge": (
+        "lora-cli merge runs/NAME",
+        "lora-cli merge runs/NAME output=merged/",
+        "lora-cli merge 'adapters=[runs/A,runs/B]' 'weights=[0.7,0.3]' output=merged/",
+    ),
     "export": (
         "lora-cli export runs/NAME format=onnx output=model.onnx",
         "lora-cli export runs/NAME format=peft output=adapter/",
+    ),
+    "targets": (
+        "lora-cli targets model=bert",
+        "lora-cli targets model=bert lora=all-linear lora.layers=top-4 --json",
     ),
 }
 
@@ -39,7 +53,7 @@ FLAGS = (
     ("--debug", "show tracebacks"),
     ("--resume", "continue an unfinished run"),
     ("--overwrite", "replace results that exist"),
-    ("--multirun, -m", "one job for each value of a sweep: lora.r=4,8"),
+    ("--multirun, -m", "one job for each value of a sweep: key=a,b"),
     ("--cfg job", "show the composed configuration and run nothing"),
     ("--info [defaults|...]", "show how the configuration was composed"),
     ("--config-dir DIR", "config groups of your own"),
@@ -49,7 +63,7 @@ FLAGS = (
     ("--version", "show the version"),
 )
 
-_SUBJECTS = {"train": "[RECIPE.yaml]"}
+_SUBJECTS = {"train": " [RECIPE.yaml]", "merge": " [DIR]", "targets": ""}
 
 
 def describe_command(command: str) -> str:
@@ -87,15 +101,73 @@ def overview() -> str:
     return "\n".join(lines)
 
 
+def fold(text: str, width: int) -> str:
+    """Break lines between words where they are too wide, in their own column.
+
+    Examples stay in one piece, to be copied.
+
+    Args:
+        text: A text of this module.
+        width: Characters in a line.
+    """
+    examples = {f"  {line}" for lines in EXAMPLES.values() for line in lines}
+    folded: list[str] = []
+    for line in text.split("\n"):
+        if len(line) <= width or line in examples:
+            folded.append(line)
+            continue
+        start = len(line) - len(line.lstrip())
+        column = line.find("  ", start)
+        if 0 < column < width // 2:
+            start = column + len(line[column:]) - len(line[column:].lstrip())
+        folded += textwrap.wrap(
+            line,
+            width,
+            subsequent_indent=" " * start,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    return "\n".join(folded)
+
+
+def _flags_of(command: str) -> Iterator[tuple[str, str]]:
+    for name, text in FLAGS:
+        if command in COMMANDS_OF_FLAG.get(name.partition(" ")[0], (command,)):
+            yield name, text
+
+
 def _bounds(key: Key) -> str:
     signs = {"min": ">=", "above": ">", "max": "<=", "below": "<"}
     return "".join(f" {signs[name]} {key.metadata[name]}" for name in signs if name in key.metadata)
 
 
-def _describe_key(key: Key) -> Iterator[str]:
+def _conditions(key: Key, command: str) -> list[str]:
+    """Say with which other settings a setting is read."""
+    return [
+        shown_choice(selector, "|".join(values)) if values else f"{selector} given"
+        for selector, values in key.only.items()
+        if selector in all_keys(command)
+    ]
+
+
+def _describe_key(key: Key, needs: Sequence[str]) -> Iterator[str]:
     kind = short_type(key.annotation, key.metadata) + _bounds(key)
-    yield f"  {key.name}  ({kind}; default {show(key.default)})"
+    with_ = f"; with {', '.join(needs)}" if needs else ""
+    yield f"  {key.name}  ({kind}; default {show(key.default)}{with_})"
     yield f"      {key.help}"
+    if factors := describe_factors(key):
+        yield f"      {factors}"
+
+
+def _describe_section(heading: str, keys: Sequence[Key], command: str) -> Iterator[str]:
+    """Yield the lines of a section; what all its settings need stands in the heading."""
+    needs = {key.name: _conditions(key, command) for key in keys}
+    common = [need for need in needs[keys[0].name] if all(need in own for own in needs.values())]
+    common = common if heading else []
+    with_ = f" (with {', '.join(common)})" if common else ""
+    yield f"settings{f' of {heading}' if heading else ''}{with_}:"
+    for key in keys:
+        yield from _describe_key(key, [need for need in needs[key.name] if need not in common])
 
 
 def _iter_sections(command: str) -> Iterator[tuple[str, list[Key]]]:
@@ -118,7 +190,7 @@ def command_help(command: str) -> str:
     lines = [
         describe_command(command),
         "",
-        f"usage: lora-cli {command} {_SUBJECTS.get(command, 'DIR')} [key=value ...] [flags]",
+        f"usage: lora-cli {command}{_SUBJECTS.get(command, ' DIR')} [key=value ...] [flags]",
         "",
         "examples:",
         *(f"  {line}" for line in EXAMPLES[command]),
@@ -129,9 +201,11 @@ def command_help(command: str) -> str:
         lines.append(f"  {group}" + (f"  (default {default})" if default else ""))
         options = group_options(group).items()
         lines += _columns(((name, describe_option(path)) for name, path in options), indent=4)
+    # What follows from the choice of a config group cannot be set, nor what the command refuses.
+    hidden = {f"{section}.{tag}" for section, (tag, _) in VARIANTS.items()}
+    hidden |= set(REFUSED.get(command, ()))
     for heading, keys in _iter_sections(command):
-        if keys:
-            lines += ["", f"settings{f' of {heading}' if heading else ''}:"]
-            lines += [line for key in keys for line in _describe_key(key)]
-    lines += ["", "flags:", *_columns(FLAGS)]
+        if shown := [key for key in keys if key.name not in hidden]:
+            lines += ["", *_describe_section(heading, shown, command)]
+    lines += ["", "flags:", *_columns(_flags_of(command))]
     return "\n".join(lines)

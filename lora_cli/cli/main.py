@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import logging
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 
 from lora_cli.cli.argv import Invocation, split
 from lora_cli.cli.completion import complete
-from lora_cli.cli.help import command_help, overview
+from lora_cli.cli.help import command_help, fold, overview
 from lora_cli.cli.render import as_json, show_line, show_problems
 from lora_cli.config.composed import Composed
 from lora_cli.errors import LoraCliError, Problem, StorageError, UserError
@@ -64,10 +65,10 @@ def _run(invocation: Invocation) -> int:
     if invocation.wants == "completion":
         return complete(invocation.overrides)
     if invocation.command is None:
-        print(overview())
+        print(fold(overview(), shutil.get_terminal_size().columns))
         return 0
     if invocation.wants == "help":
-        print(command_help(invocation.command))
+        print(fold(command_help(invocation.command), shutil.get_terminal_size().columns))
         return 0
     return _run_command(invocation, invocation.command)
 

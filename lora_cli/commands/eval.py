@@ -20,7 +20,7 @@ from lora_cli.commands.reporting import show_comparison, show_report
 from lora_cli.config.commands import EvalConfig
 from lora_cli.config.composed import Composed
 from lora_cli.errors import Problem, UserError
-from lora_cli.lora.merge import merge_lora
+from lora_cli.lora.strategies import check_mergeable, why_unmergeable
 from lora_cli.tasks.contract import Features, Task
 from lora_cli.training.evaluation import Evaluation, evaluate_rows
 from lora_cli.training.runtime import device_of
@@ -34,7 +34,10 @@ def run(composed: Composed, options: Options, display: Display) -> int:
     if config.output is not None:
         check_output(Path(config.output), key="output", overwrite=options.overwrite, is_file=True)
     _check_models(config, find_subject(config.from_ or ""))
-    opened = open_adapter(config.from_ or "", base=config.base)
+    opened = open_adapter(config.from_ or "", base=config.base, display=display)
+    strategy = opened.config.strategy.name
+    if config.merged is not None:
+        check_mergeable(strategy, key="merged", fix="leave merged out")
     splits, task = opened.load_splits(config.task.data)
     for note in splits.notes:
         display.note(note)
@@ -48,7 +51,12 @@ def run(composed: Composed, options: Options, display: Display) -> int:
         model, sizes[name] = load()
         display.note(f"evaluating {name} on {len(rows):,} rows of {split}")
         evaluations[name] = _evaluate(task, model, features, config)
-    metrics = {name: evaluation.metrics(task) for name, evaluation in evaluations.items()}
+    metrics: dict[str, dict[str, float] | None] = {
+        name: evaluation.metrics(task) for name, evaluation in evaluations.items()
+    }
+    if why := why_unmergeable(strategy):
+        metrics["merged"] = None
+        display.note(f"not merged: {why}")
 
     output = _output(opened, config, split)
     if output is not None:
@@ -97,7 +105,7 @@ def _models(
     """
 
     def base() -> tuple[Callable[..., Any], int]:
-        return opened.base.model, _weights_bytes(opened.source.folder)
+        return opened.base.model, opened.source.weights_bytes
 
     def adapter() -> tuple[Callable[..., Any], int]:
         return opened.attach(), folder_bytes(opened.subject.adapter)
@@ -106,7 +114,7 @@ def _models(
         if config.merged is not None:
             return _load_merged(opened, config.merged, task, features[:_PROBE_ROWS])
         model = opened.base.model
-        merge_lora(model)
+        opened.merge()
         return model, sum(p.numel() * p.element_size() for p in model.parameters())
 
     def exported() -> tuple[Callable[..., Any], int]:
@@ -114,6 +122,8 @@ def _models(
         return OnnxModel(path), folder_bytes(path)
 
     models = {"base": base, "adapter": adapter, "merged": merged}
+    if why_unmergeable(opened.config.strategy.name):
+        del models["merged"]
     return {**models, "exported": exported} if config.exported is not None else models
 
 

@@ -8,12 +8,15 @@ from torch import nn
 from lora_cli.artifacts.commit import make_room, put_in_place, staged_beside
 from lora_cli.artifacts.export import EXPORTERS, ExportInputs, check_format
 from lora_cli.artifacts.merged import check_output, folder_bytes
+from lora_cli.artifacts.tuned import Tuned
 from lora_cli.commands.display import Display
 from lora_cli.commands.merging import Probe, check_same, merge_with_probe
 from lora_cli.commands.opening import Opened, default_output, open_adapter
 from lora_cli.commands.options import Options
 from lora_cli.config.commands import ExportConfig
 from lora_cli.config.composed import Composed
+from lora_cli.errors import Problem, UserError
+from lora_cli.lora.strategies import why_unmergeable
 from lora_cli.training.runtime import default_device
 
 
@@ -22,7 +25,7 @@ def run(composed: Composed, options: Options, display: Display) -> int:
     config: ExportConfig = composed.config
     check_format(config.format_)
     exporter = EXPORTERS[config.format_]
-    opened = open_adapter(config.from_ or "", base=config.base)
+    opened = open_adapter(config.from_ or "", base=config.base, display=display)
     output = default_output(opened.subject, config.output, exporter.name)
     check_output(
         output,
@@ -31,8 +34,11 @@ def run(composed: Composed, options: Options, display: Display) -> int:
         is_file=exporter.is_file,
         inputs=opened.inputs,
     )
-    check_rows = 0 if exporter.read is None else config.check_rows
-    model, probe = merge_with_probe(opened, config.task.data, check_rows=check_rows)
+    if exporter.read is None:
+        _check_peft(opened)
+        model, probe = opened.base.model, None
+    else:
+        model, probe = merge_with_probe(opened, config.task.data, check_rows=config.check_rows)
     result: dict[str, Any] = {"output": str(output), "format": config.format_}
     make_room(output)
     with staged_beside(output) as staged:
@@ -54,6 +60,28 @@ def run(composed: Composed, options: Options, display: Display) -> int:
     display.note(f"exported: {output} ({size / 1e6:.1f} MB, {config.format_})")
     display.result({**result, "bytes": size})
     return 0
+
+
+def _check_peft(opened: Opened) -> None:
+    """Refuse to call a folder an adapter of PEFT that PEFT cannot load.
+
+    Raises:
+        UserError: If it is none.
+    """
+    adapter = opened.adapter
+    if isinstance(adapter, Tuned) and adapter.prefix is None:
+        raise UserError(
+            Problem(
+                id="export.not-peft",
+                message="`format` must suit what was trained, but peft cannot load what "
+                f"strategy={opened.config.strategy.name} trains.",
+                key="format",
+                allowed=", ".join(name for name in EXPORTERS if name != "peft"),
+                fix="format=hf writes the tuned model"
+                if why_unmergeable(opened.config.strategy.name) is None
+                else "copy the adapter folder as it is, for lora-cli",
+            )
+        )
 
 
 def _inputs(opened: Opened, model: Any, probe: Probe | None, output: Path) -> ExportInputs:

@@ -1,10 +1,11 @@
-"""`lora-cli merge`: the adapter added into the base weights, as an ordinary model folder."""
+"""`lora-cli merge`: one adapter, or several combined, added into the base weights or kept apart."""
 
 from pathlib import Path
 from typing import Any
 
 from lora_cli.artifacts.commit import make_room
 from lora_cli.artifacts.merged import check_output, save_merged
+from lora_cli.commands.combining import open_combined, write_combined
 from lora_cli.commands.display import Display
 from lora_cli.commands.merging import Probe, check_same, merge_with_probe
 from lora_cli.commands.opening import Opened, default_output, load_merged, open_adapter
@@ -14,15 +15,40 @@ from lora_cli.config.composed import Composed
 
 
 def run(composed: Composed, options: Options, display: Display) -> int:
-    """Merge, write, read back, compare; return the exit code."""
+    """Combine where there are several, merge, write, read back, compare; return the exit code."""
     config: MergeConfig = composed.config
-    opened = open_adapter(config.from_ or "", base=config.base)
+    if config.adapters:
+        return _run_combined(config, options, display)
+    opened = open_adapter(config.from_ or "", base=config.base, display=display)
     output = default_output(opened.subject, config.output, "merged")
     check_output(output, key="output", overwrite=options.overwrite, inputs=opened.inputs)
+    display.result(_merge(config, opened, output, display=display))
+    return 0
+
+
+def _run_combined(config: MergeConfig, options: Options, display: Display) -> int:
+    # Looked at before anything is loaded, and again once it is known where the base is.
+    output = Path(config.output or "")
+    check_output(output, key="output", overwrite=options.overwrite)
+    combined = open_combined(config, display)
+    check_output(output, key="output", overwrite=options.overwrite, inputs=combined.inputs)
+    if config.into == "model":
+        result = _merge(config, combined.opened, output, display=display)
+    else:
+        make_room(output)
+        size = write_combined(combined, output)
+        display.note(f"adapter: {output} ({size / 1e6:.2f} MB)")
+        result = {"output": str(output), "bytes": size}
+    display.result({**result, **combined.opened.record.combined})
+    return 0
+
+
+def _merge(
+    config: MergeConfig, opened: Opened, output: Path, *, display: Display
+) -> dict[str, Any]:
     model, probe = merge_with_probe(opened, config.task.data, check_rows=config.check_rows)
     make_room(output)
-    display.result(_write(opened, model, probe, output, display=display))
-    return 0
+    return _write(opened, model, probe, output, display=display)
 
 
 def _write(

@@ -1,6 +1,7 @@
 """Merging an adapter, and proving on real rows that nothing was lost; for merge and export."""
 
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from lora_cli.commands.opening import Opened
 from lora_cli.config.sections import DataConfig
 from lora_cli.errors import Problem, RunFailedError
-from lora_cli.lora.merge import merge_lora
+from lora_cli.lora.strategies import check_mergeable
 from lora_cli.tasks.contract import Batch, Features, Task
 from lora_cli.training.evaluation import evaluating
 from lora_cli.training.runtime import device_of, move_to
@@ -81,10 +82,19 @@ def merge_with_probe(
 
     The rows come from the validation split where there is one. With `check_rows` 0 there is no
     probe.
+
+    Raises:
+        UserError: If the adapter is one that cannot be merged.
     """
+    folder = shlex.quote(str(opened.subject.adapter))
+    check_mergeable(
+        opened.config.strategy.name,
+        key="from",
+        fix=f"lora-cli predict {folder} text=TEXT runs it as it is",
+    )
     if check_rows == 0:
         model: Any = opened.attach()
-        merge_lora(model)
+        opened.merge()
         return model, None
     splits, task = opened.load_splits(data)
     split = "validation" if "validation" in splits.rows else next(iter(splits.rows))
@@ -92,7 +102,7 @@ def merge_with_probe(
     features = [task.encode(row) for row in rows]
     model = opened.attach()
     probe = take_probe(task, model, features, split=split)
-    merge_lora(model)
+    opened.merge()
     return model, probe
 
 

@@ -1,24 +1,41 @@
 """Opening base models and adapters: the steps that several commands share."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from lora_cli.artifacts.adapter import RECORD, AdapterRecord, Subject, find_subject, load_adapter
+from lora_cli.artifacts.adapter import (
+    MERGED_BASE,
+    RECORD,
+    Adapter,
+    AdapterRecord,
+    Subject,
+    find_subject,
+    load_adapter,
+)
 from lora_cli.artifacts.peft_format import PeftAdapter
 from lora_cli.artifacts.run_dir import read_config
+from lora_cli.commands.attaching import attach_adapter, make_ready
+from lora_cli.commands.display import Display
 from lora_cli.config.commands import TrainConfig
 from lora_cli.config.decode import decode
 from lora_cli.config.sections import DataConfig
 from lora_cli.data.types import Splits
 from lora_cli.errors import Problem, UserError
-from lora_cli.lora.inject import freeze_base, inject_lora, saved_modules
-from lora_cli.lora.state import load_adapter_state
-from lora_cli.lora.targets import is_inside, match_targets
-from lora_cli.models.base import BaseModel, check_vocabulary, load_base, load_tokenizer
+from lora_cli.lora.merge import merge_lora
+from lora_cli.lora.strategies import dtypes_of, round_to
+from lora_cli.models.base import (
+    BaseModel,
+    agree_on_padding,
+    check_vocabulary,
+    load_base,
+    load_tokenizer,
+)
 from lora_cli.models.sources import KEY as MODEL_KEY
 from lora_cli.models.sources import ModelSource, resolve_model
 from lora_cli.tasks.contract import Family, Task
@@ -37,6 +54,7 @@ class Opened:
         adapter: Settings and tensors.
         source: The base model on disk.
         base: The base model in memory, on `device`, with the head as it was before training.
+        dtypes: Its number formats as it was loaded.
         tokenizer: The base model's.
         task: The task, ready to encode rows.
     """
@@ -44,9 +62,10 @@ class Opened:
     subject: Subject
     config: TrainConfig
     record: AdapterRecord
-    adapter: PeftAdapter
+    adapter: Adapter
     source: ModelSource
     base: BaseModel
+    dtypes: Mapping[str, torch.dtype]
     tokenizer: Any
     task: Task
 
@@ -62,32 +81,17 @@ class Opened:
 
     def attach(self) -> nn.Module:
         """Put the adapter into the base model, strictly, and return it."""
-        model, adapter = self.base.model, self.adapter
-        new = saved_modules(model, self.base.new_keys, ())
-        lacking = [name for name in new if not is_inside(name, adapter.saved_modules)]
-        if lacking:
-            raise UserError(
-                Problem(
-                    id="adapter.no-head",
-                    message="The adapter must hold every module that the base model lacks, but "
-                    f"{', '.join(lacking)} is not in it.",
-                    where=str(self.subject.adapter),
-                    fix="train again: such a module would be random",
-                )
-            )
-        names = match_targets(
-            model,
-            targets=adapter.targets,
-            exclude=adapter.exclude,
-            saved_modules=adapter.saved_modules,
-        )
-        inject_lora(model, names, r=adapter.r, alpha=adapter.alpha, dropout=adapter.dropout)
-        freeze_base(model, adapter.saved_modules)
-        load_adapter_state(
-            model, adapter.state, adapter.saved_modules, where=str(self.subject.adapter)
-        )
+        where = str(self.subject.adapter)
+        model = attach_adapter(self.base, self.adapter, self.config, where=where)
         placed: nn.Module = model.to(default_device())
         return placed
+
+    def merge(self) -> None:
+        """Make the adapter, which `attach` has put in, part of the base weights, in place."""
+        if isinstance(self.adapter, PeftAdapter):
+            merge_lora(self.base.model)
+        else:
+            round_to(self.base.model, self.dtypes)
 
     def load_splits(self, data: DataConfig) -> tuple[Splits, Task]:
         """Read labelled rows, and return them with the task that encodes them.
@@ -117,21 +121,32 @@ class Opened:
         return self.family.load(config, seed=self.config.seed), self.task
 
 
-def open_adapter(path: str, *, base: str | None) -> Opened:
+def open_adapter(path: str, *, base: str | None, display: Display | None = None) -> Opened:
     """Read an adapter and load its base model.
+
+    A base that was quantized for training is loaded as it was before: merging rounds once, to the
+    stored number format.
 
     Args:
         path: Run or adapter directory.
         base: Where the base model is now; None goes by the adapter.
+        display: Told where the base is not what the adapter was trained on.
 
     Raises:
         UserError: If anything is missing or damaged, or the base is not the one recorded.
     """
     subject = find_subject(path)
     adapter, record = load_adapter(subject.adapter)
-    config = _training_config(record, subject)
-    source = resolve_model(base or config.model.path or "", revision=config.model.revision)
-    _check_base(source, record, subject)
+    config = training_config(record, subject)
+    source = resolve_model(
+        base or base_path(config, record, subject), revision=config.model.revision
+    )
+    check_base(source, record, subject)
+    if display is not None and config.model.quantization != "none":
+        display.note(
+            f"the adapter was trained on weights in {config.model.quantization}; the base is used "
+            "here as it was before that"
+        )
     family = FAMILIES[config.task.family]
     tokenizer = load_tokenizer(source)
     task, options = _bind(family, config, record, tokenizer, where=subject.adapter / RECORD)
@@ -144,6 +159,8 @@ def open_adapter(path: str, *, base: str | None) -> Opened:
     )
     loaded.model.to(default_device())
     check_vocabulary(tokenizer, loaded.model, source)
+    agree_on_padding(tokenizer, loaded.model)
+    make_ready(loaded.model, tokenizer, adapter, config, where=str(subject.adapter))
     return Opened(
         subject=subject,
         config=config,
@@ -151,6 +168,7 @@ def open_adapter(path: str, *, base: str | None) -> Opened:
         adapter=adapter,
         source=source,
         base=loaded,
+        dtypes=dtypes_of(loaded.model),
         tokenizer=tokenizer,
         task=task,
     )
@@ -250,7 +268,30 @@ def not_merged(path: str, why: str, subject: Subject) -> Problem:
     )
 
 
-def _check_base(source: ModelSource, record: AdapterRecord, subject: Subject) -> None:
+def base_path(config: TrainConfig, record: AdapterRecord, subject: Subject) -> str:
+    """Return where the base model of an adapter was when it was trained.
+
+    Raises:
+        UserError: If that is a model which a run made for itself, and the run is not known.
+    """
+    if "folder" not in record.base:
+        return config.model.path or ""
+    if subject.run is None:
+        raise UserError(
+            Problem(
+                id="adapter.other-base",
+                message="`base` must say where the base model is, since that was made by merging "
+                "an earlier adapter and the folder is in no run directory.",
+                key="base",
+                where=str(subject.adapter),
+                allowed=f"{record.base.get('name')} with sha256 {record.base.get('sha256')}",
+                fix=f"base=RUN/{MERGED_BASE}",
+            )
+        )
+    return str(subject.run / MERGED_BASE)
+
+
+def check_base(source: ModelSource, record: AdapterRecord, subject: Subject) -> None:
     """Refuse a base whose weights are not those that the adapter was trained on."""
     if source.sha256 != record.base.get("sha256"):
         raise UserError(
@@ -265,7 +306,7 @@ def _check_base(source: ModelSource, record: AdapterRecord, subject: Subject) ->
         )
 
 
-def _training_config(record: AdapterRecord, subject: Subject) -> TrainConfig:
+def training_config(record: AdapterRecord, subject: Subject) -> TrainConfig:
     """Return the configuration of the adapter; a run's own copy knows where its data is."""
     where, plain = subject.adapter / RECORD, dict(record.config)
     if subject.run is not None:

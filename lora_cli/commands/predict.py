@@ -49,7 +49,7 @@ def run(composed: Composed, options: Options, display: Display) -> int:
             is_file=True,
             inputs=[Path(config.input_)],
         )
-    opened = open_adapter(config.from_ or "", base=config.base)
+    opened = open_adapter(config.from_ or "", base=config.base, display=display)
     state = opened.family.bind_columns(list(first.values), opened.record.state, where=first.source)
     opened.family.check_row(first, state)
     task = opened.family.build(opened.config.task, state, opened.tokenizer)

@@ -1,23 +1,55 @@
 """Everything that `train` reads and checks before it writes anything."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from lora_cli.commands.continuing import (
+    Start,
+    merge_base,
+    show_start,
+    suit_labels,
+    trained_again,
+)
 from lora_cli.commands.display import Display
+from lora_cli.commands.opening import check_base
+from lora_cli.commands.starting import put_in_adapters
 from lora_cli.config.commands import TrainConfig
+from lora_cli.config.strategies import PrefixStrategyConfig
 from lora_cli.data.types import Row, Splits
 from lora_cli.errors import Problem, UserError
-from lora_cli.lora.inject import freeze_base, inject_lora, saved_modules, trainable_parameters
-from lora_cli.lora.targets import ResolvedTargets, resolve_targets
-from lora_cli.models.base import check_vocabulary, load_base, load_tokenizer
+from lora_cli.lora.coverage import count_parameters, describe_plan
+from lora_cli.lora.inject import freeze_base, saved_modules
+from lora_cli.lora.planning import AdapterPlan, plan_adapter
+from lora_cli.lora.settings import LoraSettings
+from lora_cli.lora.strategies import (
+    WITH_LORA,
+    Applied,
+    apply_strategy,
+    check_plain,
+    dtypes_of,
+    own_frozen,
+)
+from lora_cli.lora.targets import ResolvedTargets
+from lora_cli.lora.tokens import prepare_tokens, put_tokens
+from lora_cli.models.base import (
+    BaseModel,
+    agree_on_padding,
+    check_vocabulary,
+    load_base,
+    load_tokenizer,
+)
 from lora_cli.models.families import auto_targets
+from lora_cli.models.quantization import check_quantization, quantize_base
 from lora_cli.models.sources import ModelSource, check_sha256, resolve_model
 from lora_cli.tasks.contract import Features, Task
 from lora_cli.tasks.table import FAMILIES
+
+_NO_ADAPTERS = LoraSettings(r=1, alpha=1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +64,15 @@ class Prepared:
         model: The base, frozen, with adapters in place.
         module_names: Paths of all modules of the base, before adapters were put in.
         targets: Which layers got an adapter.
+        parameters: Names of fused weights with an adapter, as short as they can be.
+        settings: Of the adapters in the model; EVA decides their ranks.
         saved: Modules that are trained and saved whole.
+        tokens: Numbers of the tokens whose rows are trained, by path of the embedding.
+        applied: What another strategy than low-rank updates has made of the model; None for these.
+        dtypes: Number formats of the base as it was loaded.
+        own_frozen: Parameters that the model never trains.
+        same_head: Whether the head is that of `start`, where there is one.
+        start: The adapter that the run starts from; its tensors are not in the model yet.
         train: Encoded training rows.
         validation: Encoded validation rows.
     """
@@ -44,59 +84,57 @@ class Prepared:
     model: nn.Module
     module_names: tuple[str, ...]
     targets: ResolvedTargets
+    parameters: tuple[str, ...]
+    settings: LoraSettings
     saved: tuple[str, ...]
+    tokens: Mapping[str, tuple[int, ...]]
+    applied: Applied | None
+    dtypes: Mapping[str, torch.dtype]
+    own_frozen: frozenset[str]
+    same_head: bool
+    start: Start | None
     train: Sequence[Features]
     validation: Sequence[Features]
 
 
-def prepare(config: TrainConfig, display: Display) -> Prepared:
+def prepare(
+    config: TrainConfig,
+    display: Display,
+    *,
+    start: Start | None = None,
+    staged: Path | None = None,
+) -> Prepared:
     """Read data and model, put adapters in, encode the rows.
+
+    Args:
+        config: What to train.
+        display: Told what was found.
+        start: The adapter to start from, if any.
+        staged: Where the base is, or is to be written, that `start` becomes part of.
 
     Raises:
         UserError: With the problems of the data and those of the model together.
     """
-    family = FAMILIES[config.task.family]
-    splits, source = _load_inputs(config)
+    splits, source = _load_inputs(config, start)
     for note in splits.notes:
         display.note(note)
-    base = load_base(
-        source,
-        auto_class=family.auto_class,
-        options=family.model_options(splits.state),
-        dtype=config.model.dtype,
-        seed=config.seed,
-    )
-    _check_length(config, base.model)
-    tokenizer = load_tokenizer(source)
-    check_vocabulary(tokenizer, base.model, source)
-    task = family.build(config.task, splits.state, tokenizer)
+    same_head = start is None or start.same_head(splits)
+    if start is not None:
+        show_start(display, start, config, same_head=same_head)
+    if start is not None and staged is not None:
+        source = merge_base(start, source, staged, same_head=same_head)
+    base, tokenizer, task = load_model(source, config, splits.state)
     _note_coupling(task, config, display)
 
-    saved = saved_modules(base.model, base.new_keys, config.lora.modules_to_save)
-    targets = resolve_targets(
-        base.model,
-        targets=config.lora.targets,
-        exclude=config.lora.exclude,
-        auto=auto_targets(base.model.config.model_type),
-        saved_modules=saved,
-    )
     module_names = tuple(name for name, _ in base.model.named_modules())
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        inject_lora(
-            base.model,
-            targets.names,
-            r=config.lora.r,
-            alpha=config.lora.alpha,
-            dropout=config.lora.dropout,
-        )
-    freeze_base(base.model, saved)
-    _show_model(display, base.model, source, targets, saved)
-
-    rows = dict(splits.rows)
-    if config.trainer.overfit_rows is not None:
-        rows["train"] = rows["validation"] = rows["train"][: config.trainer.overfit_rows]
-        display.note(f"overfit: training and validating on the same {len(rows['train'])} rows")
+    dtypes, frozen = dtypes_of(base.model), own_frozen(base.model)
+    rows = _rows_to_use(splits, config, display)
+    if config.strategy.name in WITH_LORA:
+        again = trained_again(start, base.model)
+        changed = _adapt(base, config, task, tokenizer, again, rows["train"], source, display)
+    else:
+        changed = _apply(base, config, display)
+    _show_model(display, base.model, source, changed)
     return Prepared(
         splits=splits,
         source=source,
@@ -104,10 +142,111 @@ def prepare(config: TrainConfig, display: Display) -> Prepared:
         task=task,
         model=base.model,
         module_names=module_names,
-        targets=targets,
-        saved=saved,
+        targets=changed.plan.targets,
+        parameters=changed.plan.short_parameters,
+        settings=changed.settings,
+        saved=changed.plan.saved,
+        tokens=changed.tokens,
+        applied=changed.applied,
+        dtypes=dtypes,
+        own_frozen=frozen,
+        same_head=same_head,
+        start=start,
         train=encode_rows(task, rows["train"], "train", display),
         validation=encode_rows(task, rows["validation"], "validation", display),
+    )
+
+
+def _rows_to_use(
+    splits: Splits, config: TrainConfig, display: Display
+) -> Mapping[str, Sequence[Row]]:
+    count = config.trainer.overfit_rows
+    if count is None:
+        return splits.rows
+    first = splits.rows["train"][:count]
+    display.note(f"overfit: training and validating on the same {len(first)} rows")
+    return {**splits.rows, "train": first, "validation": first}
+
+
+def load_model(
+    source: ModelSource, config: TrainConfig, state: Mapping[str, Any]
+) -> tuple[BaseModel, Any, Task]:
+    """Load the base with the head of the task, its tokenizer, and the task bound to both."""
+    family = FAMILIES[config.task.family]
+    base = load_base(
+        source,
+        auto_class=family.auto_class,
+        options=family.model_options(state),
+        dtype=config.model.dtype,
+        seed=config.seed,
+    )
+    _check_length(config, base.model)
+    tokenizer = load_tokenizer(source)
+    check_vocabulary(tokenizer, base.model, source)
+    agree_on_padding(tokenizer, base.model)
+    return base, tokenizer, family.build(config.task, state, tokenizer)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Changed:
+    """What was put into a base model, as in `Prepared`."""
+
+    plan: AdapterPlan
+    settings: LoraSettings = _NO_ADAPTERS
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    applied: Applied | None = None
+
+
+def _adapt(
+    base: BaseModel,
+    config: TrainConfig,
+    task: Task,
+    tokenizer: Any,
+    again: tuple[str, ...],
+    rows: Sequence[Row],
+    source: ModelSource,
+    display: Display,
+) -> _Changed:
+    """Put low-rank updates into the base; modules of `again` are trained whole as well."""
+    model, whole = base.model, (*config.lora.modules_to_save, *again)
+    plan = plan_adapter(
+        model,
+        replace(config.lora, modules_to_save=whole),
+        new_keys=base.new_keys,
+        auto=auto_targets(model.config.model_type),
+        source=source.name,
+    )
+    tokens = prepare_tokens(model, tokenizer, config.lora.trainable_tokens, seed=config.seed)
+    _quantize(model, config, plan.saved, display)
+    if config.strategy.name != "lora":
+        check_plain(model, config.strategy)
+    settings, plan = put_in_adapters(
+        model, plan, task=task, rows=rows, config=config, display=display
+    )
+    put_tokens(model, tokens)
+    freeze_base(model, plan.saved, bias=config.lora.bias)
+    return _Changed(plan=plan, settings=settings, tokens=tokens)
+
+
+def _apply(base: BaseModel, config: TrainConfig, display: Display) -> _Changed:
+    """Make of the base what another strategy than low-rank updates trains."""
+    new = saved_modules(base.model, base.new_keys, ())
+    _quantize(base.model, config, new, display)
+    applied = apply_strategy(base.model, config.strategy, new, seed=config.seed)
+    plan = AdapterPlan(targets=ResolvedTargets((), {}), saved=applied.saved)
+    return _Changed(plan=plan, applied=applied)
+
+
+def _quantize(
+    model: nn.Module, config: TrainConfig, saved: tuple[str, ...], display: Display
+) -> None:
+    kind = config.model.quantization
+    if kind == "none":
+        return
+    found = quantize_base(model, kind, keep=saved)
+    display.note(
+        f"quantized: {found.layers} layers to {kind}, {found.bytes_before / 1e6:.1f} MB to "
+        f"{found.bytes_after / 1e6:.1f} MB; merging takes them as they were"
     )
 
 
@@ -125,18 +264,27 @@ def encode_rows(task: Task, rows: Sequence[Row], name: str, display: Display) ->
     return features
 
 
-def _load_inputs(config: TrainConfig) -> tuple[Splits, ModelSource]:
+def _load_inputs(config: TrainConfig, start: Start | None) -> tuple[Splits, ModelSource]:
     """Load rows and find the base model; report the problems of both at once."""
     problems: list[Problem] = []
     splits = source = None
+    family = FAMILIES[config.task.family]
     try:
-        splits = FAMILIES[config.task.family].load(config.task, seed=config.seed)
+        splits = family.load(config.task, seed=config.seed)
+        if start is not None and (suited := suit_labels(start, splits, config)) is not config:
+            splits = family.load(suited.task, seed=config.seed)
     except UserError as error:
         problems += error.problems
     try:
         source = resolve_model(config.model.path or "", revision=config.model.revision)
         if config.model.sha256 is not None:
             check_sha256(source, config.model.sha256)
+        if start is not None:
+            check_base(source, start.record, start.subject)
+    except UserError as error:
+        problems += error.problems
+    try:
+        check_quantization(config.model.quantization)
     except UserError as error:
         problems += error.problems
     if problems or splits is None or source is None:
@@ -145,33 +293,38 @@ def _load_inputs(config: TrainConfig) -> tuple[Splits, ModelSource]:
 
 
 def _check_length(config: TrainConfig, model: Any) -> None:
-    """Refuse rows longer than the model has positions for."""
+    """Refuse rows longer than the model has positions for, after those of a prefix."""
     positions = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and 0 < positions < config.task.max_length:
+    strategy = config.strategy
+    prefix = strategy.num_tokens if isinstance(strategy, PrefixStrategyConfig) else 0
+    if isinstance(positions, int) and 0 < positions < config.task.max_length + prefix:
+        left = positions - prefix
+        which = (
+            f"the {positions} positions of the model less the prefix"
+            if prefix
+            else ("the positions that the model has")
+        )
         raise UserError(
             Problem(
                 id="task.max-length",
-                message=f"`task.max_length` must be at most {positions}, the positions that the "
-                f"model has, but is {config.task.max_length}.",
+                message=f"`task.max_length` must be at most {left}, {which}, but is "
+                f"{config.task.max_length}.",
                 key="task.max_length",
-                allowed=f"4 to {positions}",
-                fix=f"task.max_length={positions}",
+                allowed=f"4 to {left}",
+                fix=f"task.max_length={left}",
             )
         )
 
 
-def _show_model(
-    display: Display,
-    model: nn.Module,
-    source: ModelSource,
-    targets: ResolvedTargets,
-    saved: Sequence[str],
-) -> None:
-    total = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in trainable_parameters(model).values())
-    matched = ", ".join(f"{name} ({count})" for name, count in targets.counts.items())
+def _show_model(display: Display, model: nn.Module, source: ModelSource, changed: _Changed) -> None:
+    total, trained = count_parameters(model)
     display.note(
         f"model: {source.name}, {total:,} parameters, {trained:,} trained "
         f"({100 * trained / total:.2f} %)"
     )
-    display.note(f"adapters: {len(targets.names)} layers, {matched}; whole: {', '.join(saved)}")
+    if changed.applied is None:
+        for text in describe_plan(changed.plan, changed.tokens):
+            display.note(text)
+    else:
+        whole = ", ".join(changed.plan.saved) or "nothing"
+        display.note(f"trained: {changed.applied.text}; whole: {whole}")

@@ -5,33 +5,52 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lora_cli.artifacts.adapter import AdapterRecord
+from lora_cli.artifacts.adapter import Adapter, AdapterRecord
 from lora_cli.artifacts.card import CardData
-from lora_cli.artifacts.peft_format import PeftAdapter
 from lora_cli.artifacts.report import ReportData
 from lora_cli.artifacts.run_dir import PACKAGES, read_metrics
+from lora_cli.artifacts.tuned import Tuned
 from lora_cli.commands.display import Display
 from lora_cli.config.commands import TrainConfig
+from lora_cli.config.schema import flatten, show, to_plain
+from lora_cli.lora.strategies import WITH_LORA
 
-ORDER = ("base", "adapter", "merged", "exported")
+# "start" is the adapter that a run starts from, "lora" the first phase of a run of two.
+ORDER = ("base", "start", "lora", "adapter", "merged", "exported")
+# What an adapter folder holds, by strategy, for the model card.
+KINDS = {
+    "lora": "A LoRA adapter",
+    "full": "All weights, tuned,",
+    "lora_then_full": "All weights, tuned after a LoRA adapter was merged,",
+    "head": "A head",
+    "top": "The last blocks and the head, tuned,",
+    "bitfit": "Tuned biases and a head",
+    "adapter": "Bottleneck adapters and a head",
+    "prefix": "A tuned prefix and a head",
+}
 
 
 def show_comparison(
     display: Display,
     split: str,
     rows: int,
-    metrics: Mapping[str, Mapping[str, float]],
+    metrics: Mapping[str, Mapping[str, float] | None],
     *,
     sizes: Mapping[str, int] | None = None,
 ) -> None:
-    """Show one row for each form of the model, one column for each metric."""
-    models = [name for name in ORDER if name in metrics]
-    names = list(dict.fromkeys(name for model in models for name in metrics[model]))
+    """Show one row for each form of the model, one column for each metric.
+
+    A form without metrics is one that there cannot be: a merged model of what cannot be merged.
+    """
+    models = {name: metrics[name] or {} for name in ORDER if name in metrics}
+    names = list(dict.fromkeys(name for found in models.values() for name in found))
     columns = ["model", *names, *(["size on disk"] if sizes else [])]
     table = []
-    for model in models:
-        cells = [f"{metrics[model][name]:.4f}" if name in metrics[model] else "" for name in names]
-        table.append([model, *cells, *([f"{sizes[model] / 1e6:.1f} MB"] if sizes else [])])
+    for model, found in models.items():
+        cells = [f"{found[name]:.4f}" if name in found else "" for name in names]
+        size = f"{sizes[model] / 1e6:.1f} MB" if sizes and model in sizes else ""
+        label = model if found else f"{model}: cannot be"
+        table.append([label, *cells, *([size] if sizes else [])])
     display.table(f"{split} ({rows:,} rows)", columns, table)
 
 
@@ -51,9 +70,12 @@ def show_report(display: Display, report: Mapping[str, Any]) -> None:
 
 
 def card_data(
-    config: TrainConfig, record: AdapterRecord, adapter: PeftAdapter, *, name: str
+    config: TrainConfig, record: AdapterRecord, adapter: Adapter, *, name: str
 ) -> CardData:
     """Gather what the model card says."""
+    kind, is_peft = KINDS["lora"], True
+    if isinstance(adapter, Tuned):
+        kind, is_peft = KINDS[config.strategy.name], adapter.prefix is not None
     return CardData(
         name=name,
         base=adapter.base_name or "",
@@ -64,8 +86,10 @@ def card_data(
         rows=int(record.metrics["rows"]),
         before=record.metrics["base"],
         after=record.metrics["adapter"],
-        lora=_lora_settings(config),
+        lora=_method_settings(config),
         training=_training_settings(config),
+        kind=kind,
+        loads_in_peft=is_peft,
         versions={package: version(package) for package in PACKAGES},
     )
 
@@ -88,7 +112,7 @@ def report_data(
         settings={
             "model": config.model.hub_id or config.model.path or "",
             "data": config.task.data.path or "",
-            **_lora_settings(config),
+            **_method_settings(config),
             **_training_settings(config),
             "trained parameters": f"{result['trainable_parameters']:,}",
             "adapter size": f"{result['adapter_bytes'] / 1e6:.2f} MB",
@@ -96,7 +120,7 @@ def report_data(
         },
         split="validation",
         rows=sum(line["support"] for line in details["classes"]),
-        metrics={form: result[form] for form in ORDER if form in result},
+        metrics={form: result[form] for form in ORDER if result.get(form)},
         losses=[(line["step"], line["loss"]) for line in train],
         learning_rates=[(line["step"], line["lr"]) for line in train],
         metric=name,
@@ -107,6 +131,16 @@ def report_data(
         averages={name: details[name] for name in ("macro", "weighted")},
         notes=notes,
     )
+
+
+def _method_settings(config: TrainConfig) -> dict[str, str]:
+    """Return the settings of what is trained, by name."""
+    strategy = flatten(to_plain(config.strategy), "strategy.")
+    shown = {"strategy": str(strategy.pop("strategy.name"))}
+    shown |= {name: show(value) for name, value in strategy.items()}
+    if config.strategy.name == "lora":
+        return _lora_settings(config)
+    return shown | (_lora_settings(config) if config.strategy.name in WITH_LORA else {})
 
 
 def _lora_settings(config: TrainConfig) -> dict[str, str]:

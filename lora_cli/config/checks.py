@@ -5,10 +5,34 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from lora_cli.config.commands import PredictConfig, TrainConfig
+from lora_cli.config.adapter_checks import LORA_CHECKS, check_start
+from lora_cli.config.commands import (
+    COMMANDS,
+    EvalConfig,
+    ExportConfig,
+    MergeConfig,
+    PredictConfig,
+    TargetsConfig,
+    TrainConfig,
+)
 from lora_cli.config.groups import group_options
-from lora_cli.config.schema import flatten, to_plain
+from lora_cli.config.schema import all_keys, flatten, to_plain
 from lora_cli.errors import Problem
+
+_ROLES = ("task.data.train_split", "task.data.validation_split", "task.data.test_split")
+# Settings of sections that commands share, and that a command refuses, with the reason.
+REFUSED: dict[str, dict[str, str]] = {
+    "eval": dict.fromkeys(_ROLES, "nothing is trained"),
+    "merge": dict.fromkeys(_ROLES, "nothing is trained"),
+    "export": dict.fromkeys(_ROLES, "nothing is trained"),
+    "targets": {
+        **{name: "no rows are looked at" for name in all_keys("targets") if name[:5] == "task."},
+        **dict.fromkeys(
+            ("model.dtype", "model.quantization", "model.sha256", "model.hub_id"),
+            "no weights are read",
+        ),
+    },
+}
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -22,13 +46,8 @@ def check_config(command: str, config: Any, user: Collection[str]) -> list[Probl
         user: Dotted names of the settings that the user set.
     """
     problems = list(_check_finite(config))
-    if isinstance(config, TrainConfig):
-        for check in TRAIN_CHECKS:
-            problems.extend(check(config, user))
-    else:
-        problems.extend(_check_subject(command, config))
-    if isinstance(config, PredictConfig):
-        problems.extend(_check_predict_source(config, user))
+    for check in CHECKS[command]:
+        problems.extend(check(config, user))
     return problems
 
 
@@ -66,8 +85,8 @@ def _check_schedule(config: TrainConfig, user: Collection[str]) -> Iterator[Prob
         )
 
 
-def _check_targets(config: TrainConfig, _: Collection[str]) -> Iterator[Problem]:
-    if not config.lora.targets:
+def _check_targets(config: TrainConfig | TargetsConfig, _: Collection[str]) -> Iterator[Problem]:
+    if not config.lora.targets and not config.lora.target_parameters:
         yield Problem(
             id="config.bad-value",
             message="`lora.targets` must name at least one layer, but is empty.",
@@ -107,8 +126,9 @@ def _check_run(config: TrainConfig, _: Collection[str]) -> Iterator[Problem]:
         )
 
 
-def _check_sources(config: TrainConfig, _: Collection[str]) -> Iterator[Problem]:
-    if not config.model.path:
+def _check_model(config: TrainConfig | TargetsConfig, _: Collection[str]) -> Iterator[Problem]:
+    # An adapter to start from names its base model.
+    if not config.model.path and getattr(config, "adapter", None) is None:
         yield Problem(
             id="config.missing",
             message="`model.path` must be given, but is null.",
@@ -116,6 +136,9 @@ def _check_sources(config: TrainConfig, _: Collection[str]) -> Iterator[Problem]
             allowed=f"model={' | '.join(group_options('model'))}",
             fix="choose model=NAME, or give model.path=DIR or model.path=HUB-ID",
         )
+
+
+def _check_data(config: TrainConfig, _: Collection[str]) -> Iterator[Problem]:
     if not config.task.data.path:
         names = [name for name in group_options("task") if name != config.task.family]
         yield Problem(
@@ -153,8 +176,11 @@ def _check_fractions(config: TrainConfig, _: Collection[str]) -> Iterator[Proble
         )
 
 
-def _check_subject(command: str, config: Any) -> Iterator[Problem]:
+def _check_subject(
+    config: EvalConfig | PredictConfig | ExportConfig, _: Collection[str]
+) -> Iterator[Problem]:
     if not config.from_:
+        command = next(name for name, cls in COMMANDS.items() if isinstance(config, cls))
         yield Problem(
             id="config.missing",
             message="`from` must name a run or adapter directory, but is null.",
@@ -168,11 +194,74 @@ def _check_predict_source(config: PredictConfig, user: Collection[str]) -> Itera
         yield _contradiction("text", "input", "leave one of the two out")
 
 
-TRAIN_CHECKS: tuple[Callable[[TrainConfig, Collection[str]], Iterator[Problem]], ...] = (
-    _check_sources,
-    _check_fractions,
-    _check_schedule,
-    _check_targets,
-    _check_batches,
-    _check_run,
-)
+def _check_merge_sources(config: MergeConfig, _: Collection[str]) -> Iterator[Problem]:
+    if config.from_ and config.adapters:
+        yield _contradiction("from", "adapters", "write adapters=[DIR,DIR] and nothing else")
+    elif not config.from_ and not config.adapters:
+        yield Problem(
+            id="config.missing",
+            message="`from` must name a run or adapter directory, but is null.",
+            key="from",
+            fix="lora-cli merge runs/NAME, or lora-cli merge adapters=[runs/A,runs/B] output=DIR",
+        )
+    if "" in config.adapters:
+        yield Problem(
+            id="config.bad-value",
+            message="`adapters` must be a list of paths, but one of them is empty.",
+            key="adapters",
+        )
+    if config.adapters and not config.from_ and config.output is None:
+        yield Problem(
+            id="config.missing",
+            message="`output` must be given with `adapters`, which have no folder in common,"
+            " but is null.",
+            key="output",
+            fix="output=DIR",
+        )
+
+
+def _check_weights(config: MergeConfig, _: Collection[str]) -> Iterator[Problem]:
+    wanted, found = len(config.adapters), len(config.weights)
+    if wanted and found and wanted != found:
+        yield Problem(
+            id="config.bad-value",
+            message=f"`weights` must have as many numbers as `adapters` has paths ({wanted}),"
+            f" but has {found}.",
+            key="weights",
+            fix="leave it out to weigh each with 1",
+        )
+
+
+def _check_unused(_: TargetsConfig, user: Collection[str]) -> Iterator[Problem]:
+    for name, reason in REFUSED["targets"].items():
+        if name in user:
+            on_task = name.startswith("task.")
+            yield Problem(
+                id="config.not-read",
+                message=f"`{name}` must be left out, since {reason}, but is set.",
+                key=name,
+                fix="task=NAME picks the head of a task, num_labels=N its size"
+                if on_task
+                else None,
+            )
+
+
+_Check = Callable[[Any, Collection[str]], Iterator[Problem]]
+CHECKS: dict[str, tuple[_Check, ...]] = {
+    "train": (
+        _check_model,
+        _check_data,
+        _check_fractions,
+        _check_schedule,
+        _check_targets,
+        *LORA_CHECKS,
+        check_start,
+        _check_batches,
+        _check_run,
+    ),
+    "eval": (_check_subject,),
+    "predict": (_check_subject, _check_predict_source),
+    "merge": (_check_merge_sources, _check_weights),
+    "export": (_check_subject,),
+    "targets": (_check_model, _check_unused, _check_targets, *LORA_CHECKS),
+}

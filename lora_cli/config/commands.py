@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lora_cli.config.adapters import LoraConfig
 from lora_cli.config.optim import (
     AdafactorConfig,
     AdamWConfig,
@@ -16,7 +17,6 @@ from lora_cli.config.optim import (
 )
 from lora_cli.config.sections import (
     DataConfig,
-    LoraConfig,
     ModelConfig,
     RunConfig,
     TextClassificationConfig,
@@ -24,13 +24,37 @@ from lora_cli.config.sections import (
     path_field,
     text_field,
 )
+from lora_cli.config.strategies import (
+    AdapterStrategyConfig,
+    BitFitStrategyConfig,
+    FullStrategyConfig,
+    HeadStrategyConfig,
+    LoraStrategyConfig,
+    LoraThenFullStrategyConfig,
+    PrefixStrategyConfig,
+    StrategyConfig,
+    TopStrategyConfig,
+)
 
 TaskConfig = TextClassificationConfig
 
 # Sections that hold one of several dataclasses: the key that tells which, and its table.
-# A task family, optimizer or schedule is added here and in the module that runs it.
+# A task family, strategy, optimizer or schedule is added here and in the module that runs it.
 VARIANTS: dict[str, tuple[str, dict[str, type]]] = {
     "task": ("family", {"text_classification": TextClassificationConfig}),
+    "strategy": (
+        "name",
+        {
+            "lora": LoraStrategyConfig,
+            "full": FullStrategyConfig,
+            "head": HeadStrategyConfig,
+            "top": TopStrategyConfig,
+            "bitfit": BitFitStrategyConfig,
+            "lora_then_full": LoraThenFullStrategyConfig,
+            "adapter": AdapterStrategyConfig,
+            "prefix": PrefixStrategyConfig,
+        },
+    ),
     "optimizer": ("name", {"adamw": AdamWConfig, "sgd": SgdConfig, "adafactor": AdafactorConfig}),
     "scheduler": (
         "name",
@@ -46,15 +70,27 @@ VARIANTS: dict[str, tuple[str, dict[str, type]]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """Train an adapter."""
+    """Train an adapter, or the model itself, on labelled rows."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TextClassificationConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
+    strategy: StrategyConfig = field(default_factory=LoraStrategyConfig)
+    lora: LoraConfig = field(
+        default_factory=LoraConfig,
+        metadata={"only": {"strategy.name": ("lora", "lora_then_full")}},
+    )
     optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     scheduler: SchedulerConfig = field(default_factory=LinearConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    adapter: str | None = path_field()
+    """Run or adapter directory to start from; null starts a new adapter on the base model."""
+
+    adapter_mode: Literal["continue", "merge"] = field(
+        default="continue", metadata={"only": {"adapter": ()}}
+    )
+    """Train that adapter on, or merge it into the base model and start a new one on top."""
 
     seed: int = field(default=42, metadata={"min": 0, "max": 2**32 - 1})
     """Decides the start of head and adapter, the order of rows, dropout and cut splits."""
@@ -123,21 +159,70 @@ class PredictConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MergeConfig:
-    """Add the adapter into the base weights and write an ordinary Hugging Face model."""
+    """Add adapters into the base weights, or several into one, and write the result."""
 
     from_: str | None = path_field()
     """Run or adapter directory."""
+
+    adapters: tuple[str, ...] = field(default=(), metadata={"path": True, "text": True})
+    """Several run or adapter directories to combine, instead of from."""
+
+    weights: tuple[float, ...] = field(default=(), metadata={"only": {"adapters": ()}})
+    """Weight of each of the adapters; empty weighs each with 1."""
+
+    method: Literal[
+        "linear", "cat", "svd", "ties", "dare_ties", "dare_linear", "magnitude_prune"
+    ] = field(default="linear", metadata={"only": {"adapters": ()}})
+    """How to combine; ties arXiv:2306.01708, dare arXiv:2311.03099."""
+
+    density: float = field(
+        default=0.5,
+        metadata={
+            "above": 0,
+            "max": 1,
+            "only": {
+                "adapters": (),
+                "method": ("ties", "dare_ties", "dare_linear", "magnitude_prune"),
+            },
+        },
+    )
+    """Share of the values of each adapter to keep."""
+
+    majority_sign: Literal["total", "frequency"] = field(
+        default="total", metadata={"only": {"adapters": (), "method": ("ties", "dare_ties")}}
+    )
+    """Sign that wins where adapters disagree: of the sum of values, or of most of them."""
+
+    r: int | None = field(
+        default=None, metadata={"min": 1, "only": {"adapters": (), "method": ("svd",)}}
+    )
+    """Rank of the combined adapter; null takes the largest of the adapters."""
+
+    into: Literal["model", "adapter"] = field(default="model", metadata={"only": {"adapters": ()}})
+    """Write the combination as a merged model or as an adapter."""
+
+    seed: int = field(
+        default=42,
+        metadata={
+            "min": 0,
+            "max": 2**32 - 1,
+            "only": {"adapters": (), "method": ("dare_ties", "dare_linear")},
+        },
+    )
+    """Decides which values are kept."""
 
     base: str | None = path_field()
     """Where the base model is now, if it has moved; its sha256 must be the recorded one."""
 
     output: str | None = path_field()
-    """Folder for the merged model; null writes merged/ in the run directory."""
+    """Folder for the result; null writes merged/ in the run directory, given one adapter."""
 
-    check_rows: int = field(default=64, metadata={"min": 0})
+    check_rows: int = field(default=64, metadata={"min": 0, "only": {"into": ("model",)}})
     """Real rows on which merged and adapter outputs are compared; 0 skips the comparison."""
 
-    task: TaskDataConfig = field(default_factory=TaskDataConfig)
+    task: TaskDataConfig = field(
+        default_factory=TaskDataConfig, metadata={"only": {"into": ("model",)}}
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,10 +247,26 @@ class ExportConfig:
     task: TaskDataConfig = field(default_factory=TaskDataConfig)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TargetsConfig:
+    """Show which layers can be adapted, which of them will be, and at what cost."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TextClassificationConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+    ranks: tuple[int, ...] = field(default=(4, 8, 16, 32, 64), metadata={"min": 1})
+    """Ranks to show the size of the adapter for."""
+
+    num_labels: int = field(default=2, metadata={"min": 1})
+    """Number of labels of the head."""
+
+
 COMMANDS: dict[str, type] = {
     "train": TrainConfig,
     "eval": EvalConfig,
     "predict": PredictConfig,
     "merge": MergeConfig,
     "export": ExportConfig,
+    "targets": TargetsConfig,
 }

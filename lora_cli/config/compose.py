@@ -5,6 +5,7 @@ configurations as nested dicts. `lora_cli.config.launch` decides what to compose
 """
 
 import contextlib
+import copy
 import os
 import re
 import sys
@@ -47,12 +48,14 @@ class Composition:
 
     Attributes:
         plain: Nested dicts of values, references resolved.
+        replaced: Gives the same with other values of some settings, to which references then lead.
         choices: The option of every config group.
         multirun: Whether it is one of several jobs.
         job_number: Its position among them, from 0.
     """
 
     plain: dict[str, Any]
+    replaced: Callable[[Mapping[str, Any]], dict[str, Any]]
     choices: Mapping[str, str | None]
     multirun: bool = False
     job_number: int = 0
@@ -126,14 +129,17 @@ def _unescape(match: re.Match[str]) -> str:
 
 
 def _bad_grammar(text: str, error: HydraException) -> Problem:
-    key, _, _ = text.partition("=")
+    key, _, value = text.partition("=")
+    fix = f"put the value in quotes for Hydra and for the shell: {key}='\"VALUE\"'"
+    if value.startswith("{"):
+        fix = f"write it as '{key}={{NAME: VALUE, NAME: VALUE}}'; a recipe takes any name"
     reason = str(error).partition("\n")[0].rstrip(".")
     return Problem(
         id="config.bad-override",
         message=f"`{key}` must be set in Hydra's override syntax, but the parser says: {reason}.",
         key=key,
         where=f"command line, {text}",
-        fix=f"put the value in quotes for Hydra and for the shell: {key}='\"VALUE\"'",
+        fix=fix,
     )
 
 
@@ -161,19 +167,30 @@ def describe_error(error: Exception) -> Problem:
 
 
 def _composition(node: DictConfig, settings: Any) -> Composition:
-    """Resolve a composed config that no longer holds Hydra's own settings."""
-    try:
-        plain = OmegaConf.to_container(node, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(describe_error(error)) from error
-    content = plain if isinstance(plain, dict) else {}
+    """Describe a composed config that no longer holds Hydra's own settings."""
+
+    def replaced(values: Mapping[str, Any]) -> dict[str, Any]:
+        changed = copy.deepcopy(node)
+        for name, value in values.items():
+            OmegaConf.update(changed, name, value, merge=False, force_add=True)
+        return _resolved(changed)
+
     multirun = settings.mode == RunMode.MULTIRUN
     return Composition(
-        plain={str(key): value for key, value in content.items()},
+        plain=_resolved(node),
+        replaced=replaced,
         choices=dict(settings.runtime.choices),
         multirun=multirun,
         job_number=int(settings.job.num) if multirun else 0,
     )
+
+
+def _resolved(node: DictConfig) -> dict[str, Any]:
+    try:
+        plain = OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(describe_error(error)) from error
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
 
 
 @contextlib.contextmanager

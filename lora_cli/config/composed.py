@@ -1,15 +1,17 @@
 """A configuration that is ready to run, and the recipe that repeats it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lora_cli.config.commands import VARIANTS
 from lora_cli.config.groups import group_options
 from lora_cli.config.paths import absolute_path
 from lora_cli.config.quoting import escape_references
+from lora_cli.config.reading import UserChoices, unread_settings
 from lora_cli.config.schema import all_keys, flatten, nest, select, to_plain, variants_of
 
 _NOT_REPEATED = {"run.dir", "run.name"}
@@ -25,7 +27,9 @@ class Composed:
         plain: The same as nested dicts.
         user: What the user chose, as the content of a recipe; see `recipe_text`.
         choices: The option of each config group, whether chosen or default.
-        origins: Where each setting was set, by dotted name; defaults are absent.
+        origins: Where each setting was set, by dotted name; defaults are absent, but for those
+            that follow from another choice.
+        adjusted: Settings that differ from what was composed, because others decided on them.
         multirun: Whether this is one of several jobs.
         job_number: Position among the jobs, from 0.
     """
@@ -38,25 +42,26 @@ class Composed:
     origins: Mapping[str, str]
     multirun: bool = False
     job_number: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UserChoices:
-    """What the user set, before composition.
-
-    Attributes:
-        groups: Config groups chosen.
-        keys: Settings in the recipe and on the command line.
-    """
-
-    groups: frozenset[str]
-    keys: frozenset[str]
+    adjusted: Mapping[str, Any] = field(default_factory=dict)
 
 
 def user_body(
-    config: Any, *, command: str, chosen: UserChoices, choices: Mapping[str, str | None]
+    config: Any,
+    *,
+    command: str,
+    chosen: UserChoices,
+    choices: Mapping[str, str | None],
+    adjusted: Collection[str],
 ) -> dict[str, Any]:
-    """Return what the user chose as the content of a recipe, with its values resolved."""
+    """Return what the user chose as the content of a recipe, with its values resolved.
+
+    Args:
+        config: The decoded configuration.
+        command: Its subcommand.
+        chosen: What the user set.
+        choices: The option of each config group.
+        adjusted: Settings on which others decided.
+    """
     plain: dict[str, Any] = to_plain(config)
     known = all_keys(command)
     leaves: dict[str, Any] = {}
@@ -68,11 +73,14 @@ def user_body(
             defaults.append({group: option})
             continue
         # An option of the user's own --config-dir is written out, to be read without it.
-        leaves |= flatten({group: plain[group]})
+        left_out = {*unread_settings(command, plain), *adjusted}
         if table := variants_of(command).get(group):
             section = getattr(config, group)
             names = [name for name, cls in table.items() if isinstance(section, cls)]
             defaults.append({group: names[0]})
+            left_out.add(f"{group}.{VARIANTS[group][0]}")
+        written = flatten({group: plain[group]})
+        leaves |= {name: value for name, value in written.items() if name not in left_out}
     leaves |= {name: select(plain, name) for name in sorted(chosen.keys) if name in known}
     for name in leaves:
         if known[name].is_path:

@@ -12,6 +12,7 @@ from lora_cli.config.schema import (
     field_hints,
     has_variants,
     key_of,
+    mapping_member,
     show,
     union_members,
 )
@@ -108,28 +109,71 @@ def _leaf(
     value: Any,
     problems: list[Problem],
 ) -> Any:
-    metadata = field.metadata
-    # Choices first: a list of names would take a single name as well.
-    members = sorted(union_members(annotation), key=_is_list)
-    for member in members:
-        try:
-            return _convert(member, metadata, value)
-        except _MismatchError:
-            continue
+    metadata, mapping = field.metadata, mapping_member(annotation)
+    if mapping is not None and isinstance(value, Mapping):
+        return _mapping(name, get_args(mapping)[1], metadata, value, problems)
+    try:
+        return _convert_any(annotation, metadata, value)
+    except _MismatchError:
+        pass
     problems.append(
         Problem(
             id="config.bad-value",
             message=f"`{name}` must be {wanted(annotation, metadata)}, but is {quoted(value)}.",
             key=name,
             allowed=_choices(annotation) or wanted(annotation, metadata),
-            fix=_fix(annotation, value) or f"the default is {name}={show(default_of(field))}",
+            fix=_fix(annotation, value) or _default_text(name, field),
         )
     )
     return None
 
 
+def _mapping(
+    name: str,
+    annotation: Any,
+    metadata: Mapping[str, Any],
+    plain: Mapping[Any, Any],
+    problems: list[Problem],
+) -> dict[str, Any]:
+    """Convert the entries of a mapping in order; a problem names the entry that it is about."""
+    values: dict[str, Any] = {}
+    for key, value in plain.items():
+        if isinstance(key, bool) or not isinstance(key, str | int):
+            problems.append(
+                Problem(
+                    id="config.bad-value",
+                    message=f"`{name}` must have names as keys, but has {quoted(key)}.",
+                    key=name,
+                )
+            )
+            continue
+        try:
+            values[str(key)] = _convert_any(annotation, metadata, value)
+        except _MismatchError:
+            expected = wanted(annotation, metadata)
+            problems.append(
+                Problem(
+                    id="config.bad-value",
+                    message=f"`{name}.{key}` must be {expected}, but is {quoted(value)}.",
+                    key=f"{name}.{key}",
+                    allowed=expected,
+                )
+            )
+    return values
+
+
 def _is_list(member: Any) -> bool:
     return get_origin(member) is tuple
+
+
+def _convert_any(annotation: Any, metadata: Mapping[str, Any], value: Any) -> Any:
+    # Choices first: a list of names would take a single name as well.
+    for member in sorted(union_members(annotation), key=_is_list):
+        try:
+            return _convert(member, metadata, value)
+        except _MismatchError:
+            continue
+    raise _MismatchError
 
 
 def _convert(member: Any, metadata: Mapping[str, Any], value: Any) -> Any:
@@ -144,7 +188,7 @@ def _convert(member: Any, metadata: Mapping[str, Any], value: Any) -> Any:
     elif member is str:
         if isinstance(value, str) and "\0" not in value:
             return value
-    elif _is_number(member, value) and _within(metadata, value):
+    elif member in {int, float} and _is_number(member, value) and _within(metadata, value):
         return member(value)
     raise _MismatchError
 
@@ -157,8 +201,8 @@ def _convert_tuple(member: Any, metadata: Mapping[str, Any], value: Any) -> tupl
         return tuple(
             _convert(item, metadata, part) for item, part in zip(items, value, strict=True)
         )
-    if isinstance(value, str) and items[0] is str:
-        value = [value]
+    if not isinstance(value, list | tuple | Mapping):
+        return (_convert_any(items[0], metadata, value),)
     if not isinstance(value, list | tuple):
         raise _MismatchError
     if items[0] is str:  # label names 0, 1, 2 are names all the same
@@ -166,7 +210,7 @@ def _convert_tuple(member: Any, metadata: Mapping[str, Any], value: Any) -> tupl
             str(part) if isinstance(part, int) and not isinstance(part, bool) else part
             for part in value
         ]
-    return tuple(_convert(items[0], metadata, part) for part in value)
+    return tuple(_convert_any(items[0], metadata, part) for part in value)
 
 
 def _is_number(member: type, value: Any) -> bool:
@@ -214,13 +258,24 @@ def _phrase(member: Any, metadata: Mapping[str, Any]) -> str:
     if get_origin(member) is tuple:
         items = get_args(member)
         if items[-1] is Ellipsis:
-            return "a list of names"
+            return f"a list of {_plural(items[0], metadata)}"
         return f"a list of {len(items)} numbers{_bounds(metadata)}"
+    if get_origin(member) is Mapping:
+        return f"a mapping from names to {_plural(get_args(member)[1], metadata)}"
     if member is str:
         return "a path" if metadata.get("path") else "text"
     if member is bool:
         return "true or false"
     return ("a whole number" if member is int else "a number") + _bounds(metadata)
+
+
+def _plural(annotation: Any, metadata: Mapping[str, Any]) -> str:
+    names = {int: "whole numbers", float: "numbers", str: "names"}
+    words = [
+        "paths" if member is str and metadata.get("path") else names[member]
+        for member in union_members(annotation)
+    ]
+    return " or ".join(words) + _bounds(metadata)
 
 
 def _options(annotation: Any) -> list[str]:
@@ -233,6 +288,13 @@ def _choices(annotation: Any) -> str | None:
         get_origin(item) is Literal or item is type(None) for item in union_members(annotation)
     )
     return ", ".join(_options(annotation)) if only_choices else None
+
+
+def _default_text(name: str, field: dataclasses.Field[Any]) -> str:
+    if "times" in field.metadata:
+        selector, _ = field.metadata["times"]
+        return f"leave it out: the default goes by `{selector.partition('.')[0]}`"
+    return f"the default is {name}={show(default_of(field))}"
 
 
 def _fix(annotation: Any, value: Any) -> str | None:

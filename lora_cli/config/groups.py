@@ -76,7 +76,7 @@ def option_origins(group: str, option: str | None, extra: Path | None = None) ->
     origins: dict[str, Path] = {}
     for path, content in _chain(group, option, extra):
         body = {key: value for key, value in content.items() if key != "defaults"}
-        origins = {f"{group}.{name}": path for name in flatten(body)} | origins
+        origins = dict.fromkeys(flatten(body, f"{group}."), path) | origins
     return origins
 
 

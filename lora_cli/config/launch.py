@@ -2,13 +2,11 @@
 
 import itertools
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_cli.config.checks import check_config
-from lora_cli.config.commands import COMMANDS
 from lora_cli.config.compose import (
     Composition,
     call_hydra,
@@ -18,14 +16,15 @@ from lora_cli.config.compose import (
     register_bases,
     store_config,
 )
-from lora_cli.config.composed import Composed, UserChoices, user_body
-from lora_cli.config.decode import decode
-from lora_cli.config.groups import configs_dir, default_options, option_origins, read_mapping
+from lora_cli.config.composed import Composed
+from lora_cli.config.groups import configs_dir, default_options, read_mapping
+from lora_cli.config.jobs import decode_job
+from lora_cli.config.origins import located, user_origins
 from lora_cli.config.overrides import Override, Request, resets, sort_overrides
-from lora_cli.config.paths import absolute_path
-from lora_cli.config.quoting import escape_references, quote_text
+from lora_cli.config.paths import make_absolute
+from lora_cli.config.quoting import quote_text
 from lora_cli.config.recipe import read_recipe, scan_folder
-from lora_cli.config.schema import all_keys, select, show, to_plain
+from lora_cli.config.schema import all_keys, mapping_settings, nest, show
 from lora_cli.errors import LoraCliError, Problem, StoppedError, UserError
 from lora_cli.log import logger
 
@@ -95,17 +94,21 @@ def run_command(
     plan = _Plan(
         request=request,
         config_name=_primary_config(request),
-        leading=[f"++{name}={_written(value)}" for name, value in resets(request).items()],
+        leading=list(_leading(request, good)),
         overrides=good,
     )
     inspects = bool(_INSPECTIONS & set(flags))
+    jobs: list[Composed] = []
     if problems or request.multirun or inspects:
-        problems += _check_jobs(plan, only_values=inspects or bool(problems))
+        found, jobs = _check_jobs(plan, only_values=inspects or bool(problems))
+        problems += found
     if problems:
         raise UserError(list(dict.fromkeys(problems)))
     outcome = _Outcome()
     search = ["--config-dir", str(folder)] if folder else []
     line = plan.leading + [_forced(item.line, item, request) for item in good]
+    if inspects and jobs:
+        line += _adjusting(jobs[0])
     code = call_hydra(
         plan.config_name,
         [*flags, *search, *line],
@@ -167,28 +170,8 @@ def _recipe_body(text: str, path: Path, command: str) -> dict[str, Any]:
     body = read_values(text)
     body.pop("defaults", None)
     paths = {name for name, key in all_keys(command).items() if key.is_path}
-    _make_absolute(body, "", paths=paths, folder=path.parent)
+    make_absolute(body, "", paths=paths, folder=path.parent)
     return body
-
-
-def _fix_recorded_paths(plain: dict[str, Any], command: str) -> None:
-    """Make the paths that a run writes down absolute: they must mean the same from any folder."""
-    for name, key in all_keys(command).items():
-        section, _, last = name.rpartition(".")
-        node = select(plain, section) if section else plain
-        recorded = key.is_path and name.startswith(("model.", "task."))
-        if recorded and isinstance(node, dict) and last in node:
-            node[last] = absolute_path(name, node[last], Path.cwd())
-
-
-def _make_absolute(node: dict[str, Any], prefix: str, *, paths: set[str], folder: Path) -> None:
-    for key, value in node.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            _make_absolute(value, f"{name}.", paths=paths, folder=folder)
-        elif name in paths and (absolute := absolute_path(name, value, folder)) != value:
-            kept = "" if "${" in value else escape_references(absolute)
-            node[key] = kept or absolute
 
 
 def _primary_config(request: Request) -> str:
@@ -211,10 +194,39 @@ def _primary_config(request: Request) -> str:
             after.append(entry)
         elif name != "_self_" and name not in named:
             before.append(entry)
-    node = {**request.body, "defaults": [*before, *chosen, *after], "hydra": ours["hydra"]}
     name = f"_recipe_{uuid.uuid4().hex}"
-    store_config(name, node)
+    mappings = sorted(request.recipe_keys() & mapping_settings())
+    if mappings:
+        # As in `_leading`: room for the mappings of the recipe, which stand in `_self_`.
+        store_config(f"{name}_room", nest(dict.fromkeys(mappings)))
+        entries = [*before, *chosen, *after]
+        entries.insert(entries.index("_self_"), f"{name}_room")
+    else:
+        entries = [*before, *chosen, *after]
+    store_config(name, {**request.body, "defaults": entries, "hydra": ours["hydra"]})
     return name
+
+
+def _leading(request: Request, overrides: Sequence[Override]) -> Iterator[str]:
+    """Yield the overrides of ours that go before the user's.
+
+    Hydra would add the entries of a mapping to those that are there; null before it makes room, so
+    that the mapping which the user writes last is the whole mapping. It stands without the `++` of
+    `_forced`, since a sweep keeps only the last override of the same spelling.
+    """
+    for name, value in resets(request).items():
+        yield f"++{name}={_written(value)}"
+    for item in overrides:
+        if item.key in mapping_settings():
+            yield f"{item.key}=null"
+
+
+def _adjusting(composed: Composed) -> Iterator[str]:
+    """Yield overrides with which Hydra shows what the job is given."""
+    for name, value in composed.adjusted.items():
+        if name in mapping_settings():
+            yield f"{name}=null"
+        yield f"++{name}={_written(value)}"
 
 
 def _written(value: Any) -> str:
@@ -238,87 +250,38 @@ def _iter_jobs(plan: _Plan) -> Iterator[list[str]]:
         yield list(texts)
 
 
-def _check_jobs(plan: _Plan, *, only_values: bool) -> list[Problem]:
+def _check_jobs(plan: _Plan, *, only_values: bool) -> tuple[list[Problem], list[Composed]]:
     """Compose, decode and check every job before the first one runs.
 
     Args:
         plan: What to compose.
         only_values: Look at types and ranges only, since some of the request was left out.
+
+    Returns:
+        What is wrong, and the jobs of which nothing is.
     """
     problems: list[Problem] = []
-    folders: list[str] = []
+    jobs: list[Composed] = []
     with composing(plan.config_name, extra=plan.request.extra) as compose:
         for job in itertools.islice(_iter_jobs(plan), _MAX_JOBS_CHECKED):
             try:
-                composed = _decode(plan.request, compose(job), only_values=only_values)
+                jobs.append(decode_job(plan.request, compose(job), only_values=only_values))
             except UserError as error:
                 hidden = {"config.not-composed"} if only_values else set[str]()
                 problems += [item for item in error.problems if item.id not in hidden]
-            else:
-                run = composed.plain.get("run", {})
-                folders += [run["dir"]] if run.get("dir") else []
+    runs = [job.plain.get("run", {}) for job in jobs]
+    folders = [run["dir"] for run in runs if run.get("dir")]
     if len(set(folders)) < len(folders):
         problems.append(
             Problem(
                 id="config.shared-directory",
                 message="`run.dir` must differ between the jobs of a sweep, but is shared.",
                 key="run.dir",
-                where=_user_origins(plan.request).get("run.dir"),
+                where=user_origins(plan.request).get("run.dir"),
                 fix="give run.name=NAME, to which each job adds its number, or leave both out",
             )
         )
-    return problems
-
-
-def _decode(request: Request, composition: Composition, *, only_values: bool = False) -> Composed:
-    choices = {group: composition.choices.get(group) for group in request.groups}
-    origins = _origins(request, choices)
-    _fix_recorded_paths(composition.plain, request.command)
-    config, problems = decode(COMMANDS[request.command], composition.plain)
-    chosen = UserChoices(
-        groups=frozenset(request.chosen_groups()),
-        keys=frozenset(request.user_keys()),
-    )
-    if config is not None and not only_values:
-        problems = check_config(request.command, config, chosen.keys)
-    if problems or config is None:
-        raise UserError([_located(problem, origins) for problem in problems])
-    return Composed(
-        command=request.command,
-        config=config,
-        plain=to_plain(config),
-        user=user_body(config, command=request.command, chosen=chosen, choices=choices),
-        choices=choices,
-        origins=origins,
-        multirun=composition.multirun,
-        job_number=composition.job_number,
-    )
-
-
-def _user_origins(request: Request) -> dict[str, str]:
-    origins: dict[str, str] = {}
-    if request.recipe is not None:
-        shown, lines = request.recipe.shown, request.recipe.lines
-        origins |= {name: f"{shown}:{line}" for name, line in lines.items()}
-    return origins | {item.key: item.origin for item in request.overrides}
-
-
-def _origins(request: Request, choices: Mapping[str, str | None]) -> dict[str, str]:
-    """Return where each setting was set, the last place winning."""
-    origins: dict[str, str] = {}
-    for group, option in choices.items():
-        for name, path in option_origins(group, option, request.extra).items():
-            ours = path.is_relative_to(configs_dir())
-            origins[name] = f"configs/{path.relative_to(configs_dir())}" if ours else str(path)
-    for name in resets(request):
-        origins.pop(name, None)
-    return origins | _user_origins(request)
-
-
-def _located(problem: Problem, origins: Mapping[str, str]) -> Problem:
-    if problem.where is not None or problem.key is None:
-        return problem
-    return replace(problem, where=origins.get(problem.key))
+    return problems, jobs
 
 
 def _run_job(request: Request, composition: Composition, *, job: Job, outcome: _Outcome) -> None:
@@ -326,11 +289,11 @@ def _run_job(request: Request, composition: Composition, *, job: Job, outcome: _
     if outcome.stopped:
         return
     try:
-        composed = _decode(request, composition)
+        composed = decode_job(request, composition)
         try:
             outcome.code = max(outcome.code, job(composed))
         except LoraCliError as error:
-            error.problems = tuple(_located(item, composed.origins) for item in error.problems)
+            error.problems = tuple(located(item, composed.origins) for item in error.problems)
             raise
     except Exception as error:  # noqa: BLE001  # raised again once Hydra has returned
         outcome.errors.append(error)

@@ -1,7 +1,23 @@
 """Settings of optimizers and learning-rate schedules; one dataclass for each choice."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from lora_cli.config.strategies import LR_FACTOR
+
+
+def _lr_field(default: float) -> Any:
+    """A learning rate that suits low-rank updates; the other strategies take a multiple of it."""
+    return field(default=default, metadata={"above": 0, "times": ("strategy.name", LR_FACTOR)})
+
+
+def _lora_plus_field() -> Any:
+    """LoRA+ has a meaning only where there is a B to train."""
+    only = {
+        "strategy.name": ("lora", "lora_then_full"),
+        "lora.variant": ("lora", "dora", "lora_fa", "adalora"),
+    }
+    return field(default=1.0, metadata={"above": 0, "only": only})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -11,7 +27,7 @@ class AdamWConfig:
     name: Literal["adamw"] = "adamw"
     """Optimizer."""
 
-    lr: float = field(default=2e-3, metadata={"above": 0})
+    lr: float = _lr_field(2e-3)
     """Peak learning rate."""
 
     weight_decay: float = field(default=0.0, metadata={"min": 0})
@@ -23,6 +39,9 @@ class AdamWConfig:
     eps: float = field(default=1e-8, metadata={"above": 0})
     """Added to the denominator."""
 
+    lora_plus_ratio: float = _lora_plus_field()
+    """Learning rate of every B is this times lr (LoRA+, Hayou et al. 2024, arXiv:2402.12354)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SgdConfig:
@@ -31,7 +50,7 @@ class SgdConfig:
     name: Literal["sgd"] = "sgd"
     """Optimizer."""
 
-    lr: float = field(default=0.1, metadata={"above": 0})
+    lr: float = _lr_field(0.1)
     """Peak learning rate."""
 
     weight_decay: float = field(default=0.0, metadata={"min": 0})
@@ -39,6 +58,9 @@ class SgdConfig:
 
     momentum: float = field(default=0.9, metadata={"min": 0, "below": 1})
     """Share of the last update that is kept."""
+
+    lora_plus_ratio: float = _lora_plus_field()
+    """Learning rate of every B is this times lr (LoRA+, Hayou et al. 2024, arXiv:2402.12354)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,11 +70,14 @@ class AdafactorConfig:
     name: Literal["adafactor"] = "adafactor"
     """Optimizer."""
 
-    lr: float = field(default=1e-2, metadata={"above": 0})
+    lr: float = _lr_field(1e-2)
     """Peak learning rate, relative to the root mean square of each parameter."""
 
     weight_decay: float = field(default=0.0, metadata={"min": 0})
     """Weight decay of matrices; biases and norms have none."""
+
+    lora_plus_ratio: float = _lora_plus_field()
+    """Learning rate of every B is this times lr (LoRA+, Hayou et al. 2024, arXiv:2402.12354)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

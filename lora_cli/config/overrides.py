@@ -1,7 +1,7 @@
 """What the user asked for, checked against the keys and options there are, before composition."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,15 @@ from lora_cli.config.groups import (
     option_variant,
 )
 from lora_cli.config.recipe import Recipe, unknown_option
-from lora_cli.config.schema import Key, all_keys, flatten, iter_keys, variants_of
+from lora_cli.config.schema import (
+    Key,
+    all_keys,
+    flatten,
+    iter_keys,
+    mapping_settings,
+    show,
+    variants_of,
+)
 from lora_cli.errors import Problem, nearest_name
 
 # What a named model or task says about its own path, and what does not hold for another one.
@@ -114,6 +122,10 @@ class Request:
         """Return the settings on the command line."""
         return {item.key for item in self.overrides if item.key not in self.groups}
 
+    def line_groups(self) -> set[str]:
+        """Return the config groups on the command line."""
+        return {item.key for item in self.overrides if item.key in self.groups}
+
     def recipe_keys(self) -> set[str]:
         """Return the settings in the body of the recipe."""
         return set(flatten(self.body))
@@ -140,8 +152,7 @@ class Request:
     def chosen_groups(self) -> set[str]:
         """Return the config groups for which the user chose an option."""
         in_recipe = {name for name, _ in self.recipe.defaults} if self.recipe else set()
-        on_line = {item.key for item in self.overrides if item.key in self.groups}
-        return (in_recipe | on_line) - {"_self_"}
+        return (in_recipe | self.line_groups()) - {"_self_"}
 
     def options(self, group: str) -> list[str | None]:
         """Return the options of a group that jobs will use, as far as they can be listed."""
@@ -240,7 +251,16 @@ def _unknown(item: Override, request: Request, known: Mapping[str, Key]) -> Prob
     section, _, _ = item.key.rpartition(".")
     sections = {name.rpartition(".")[0] for name in known}
     inside = [name for name in known if name.startswith(f"{item.key}.")]
-    if inside:
+    mapping = next((name for name in mapping_settings() if item.key.startswith(f"{name}.")), None)
+    if mapping in known:
+        entry = item.key.removeprefix(f"{mapping}.")
+        problem = Problem(
+            id="config.bad-value",
+            message=f"`{mapping}` must be set as a whole, but `{item.key}` is set by itself.",
+            key=item.key,
+            fix=f"'{mapping}={{{entry}: {show(item.values[0] if item.values else 'VALUE')}}}'",
+        )
+    elif inside:
         problem = Problem(
             id="config.bad-value",
             message=f"`{item.key}` must be set one setting at a time, but is set as a whole.",
@@ -253,13 +273,18 @@ def _unknown(item: Override, request: Request, known: Mapping[str, Key]) -> Prob
             message=f"`{item.key}` must be a setting of `{request.command}`, but is not one.",
             key=item.key,
             allowed=", ".join(known),
-            fix="the adapter remembers model, task and lora of its training",
+            fix="the adapter remembers model, task and lora of its training"
+            if "from" in known
+            else None,
         )
     else:
         near = [name for name in known if name.rpartition(".")[0] == section]
         tops = [name for name in known if "." not in name] + sorted(sections - {""})
         problem = unknown_key(item.key, near if section in sections and section else tops)
-        if problem.fix is None and (best := nearest_name(item.key, known)):
+        best = nearest_name(item.key, known)
+        if best and section and section not in sections:
+            problem = replace(problem, fix=f'did you mean "{best}"?')
+        elif best and problem.fix is None:
             problem = unknown_key(item.key, [best])
     return Problem(
         id=problem.id,
@@ -301,7 +326,7 @@ def resets(request: Request) -> dict[str, Any]:
     """
     if request.command != "train":
         return {}
-    keys, known = request.user_keys(), all_keys(request.command)
+    keys, known = request.user_keys(), all_keys(request.command) | known_keys(request)
     gone = request.superseded_keys()
     for path, names in _RESET_BY_PATH.items():
         if path in keys:

@@ -24,6 +24,8 @@ class Key:
         default: Its default.
         metadata: Bounds and flags, as described in `lora_cli.config.sections`.
         help: The string under the field.
+        only: What must be chosen for the setting to be read: names of other settings, each with
+            the values that will do; without values, any that is not empty will.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Key:
     default: Any
     metadata: Mapping[str, Any]
     help: str
+    only: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def is_path(self) -> bool:
@@ -41,6 +44,19 @@ class Key:
     def is_text(self) -> bool:
         """Whether the value is taken literally on the command line."""
         return self.is_path or bool(self.metadata.get("text"))
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the value is a list of any length."""
+        return any(
+            get_origin(member) is tuple and get_args(member)[-1] is Ellipsis
+            for member in union_members(self.annotation)
+        )
+
+    @property
+    def is_mapping(self) -> bool:
+        """Whether the value maps names that the user invents to values."""
+        return mapping_member(self.annotation) is not None
 
 
 def key_of(field: dataclasses.Field[Any]) -> str:
@@ -53,6 +69,12 @@ def union_members(annotation: Any) -> tuple[Any, ...]:
     if get_origin(annotation) in (Union, types.UnionType):
         return get_args(annotation)
     return (annotation,)
+
+
+def mapping_member(annotation: Any) -> Any:
+    """Return the alternative of a type that maps names to values, or None."""
+    members = union_members(annotation)
+    return next((member for member in members if get_origin(member) is Mapping), None)
 
 
 def has_variants(name: str, annotation: Any) -> bool:
@@ -102,7 +124,11 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 
 
 def iter_keys(
-    cls: type, *, prefix: str = "", variants: Mapping[str, type] | None = None
+    cls: type,
+    *,
+    prefix: str = "",
+    variants: Mapping[str, type] | None = None,
+    only: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Iterator[Key]:
     """Yield every setting of a dataclass and of its sections, in the order of the source.
 
@@ -110,15 +136,18 @@ def iter_keys(
         cls: A config dataclass.
         prefix: Dotted name of the section that `cls` fills.
         variants: Dataclass of each section that has several; the default one where left out.
+        only: What must be chosen for the whole section to be read; see `Key`.
     """
     for field in dataclasses.fields(cls):
         annotation, default = field_hints(cls)[field.name], default_of(field)
         name = prefix + key_of(field)
+        needed = {**(only or {}), **field.metadata.get("only", {})}
         if has_variants(name, annotation):
             section = (variants or {}).get(name, type(default))
-            yield from iter_keys(section, prefix=f"{name}.", variants=variants)
+            yield from iter_keys(section, prefix=f"{name}.", variants=variants, only=needed)
         elif dataclasses.is_dataclass(annotation):
-            yield from iter_keys(cast(type, annotation), prefix=f"{name}.", variants=variants)
+            section = cast(type, annotation)
+            yield from iter_keys(section, prefix=f"{name}.", variants=variants, only=needed)
         else:
             help_text = field_docs(cls).get(field.name, "")
             yield Key(
@@ -127,6 +156,7 @@ def iter_keys(
                 default=default,
                 metadata=field.metadata,
                 help=help_text,
+                only=needed,
             )
 
 
@@ -150,6 +180,28 @@ def all_keys(command: str) -> dict[str, Key]:
     return keys
 
 
+def keys_of(command: str, plain: Mapping[str, Any]) -> dict[str, Key]:
+    """Return the settings of a decoded configuration by name, those of its own variants only.
+
+    Args:
+        command: Subcommand.
+        plain: The configuration as nested dicts.
+    """
+    variants = {
+        section: table[plain[section][VARIANTS[section][0]]]
+        for section, table in variants_of(command).items()
+    }
+    return {key.name: key for key in iter_keys(COMMANDS[command], variants=variants)}
+
+
+@functools.cache
+def mapping_settings() -> frozenset[str]:
+    """Return the settings, of any command, whose value maps names to values."""
+    return frozenset(
+        name for command in COMMANDS for name, key in all_keys(command).items() if key.is_mapping
+    )
+
+
 def default_variant(section: str) -> str:
     """Return the name of the first variant of a section."""
     return next(iter(VARIANTS[section][1]))
@@ -164,6 +216,8 @@ def to_plain(config: Any) -> Any:
         }
     if isinstance(config, tuple):
         return [to_plain(item) for item in config]
+    if isinstance(config, Mapping):
+        return dict(config)
     return config
 
 
@@ -174,7 +228,9 @@ def base_node(command: str) -> dict[str, Any]:
 
 
 def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested dicts by dotted name; an empty dict is a leaf.
+    """Return the leaves of nested dicts by dotted name.
+
+    An empty dict is a leaf, and so is the value of a setting that maps names to values.
 
     >>> flatten({"lora": {"r": 4}, "seed": 1})
     {'lora.r': 4, 'seed': 1}
@@ -182,7 +238,7 @@ def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     for key, value in plain.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and name not in mapping_settings():
             leaves |= flatten(value, f"{name}.")
         else:
             leaves[name] = value
@@ -223,6 +279,8 @@ def show(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list | tuple):
         return "[" + ", ".join(show(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {show(item)}" for key, item in value.items()) + "}"
     return str(value)
 
 
@@ -235,7 +293,9 @@ def short_type(annotation: Any, metadata: Mapping[str, Any]) -> str:
         elif get_origin(member) is Literal:
             names.extend(str(option) for option in get_args(member))
         elif get_origin(member) is tuple:
-            names.append("[" + short_type(get_args(member)[0], {}) + ", ...]")
+            names.append("[" + short_type(get_args(member)[0], metadata) + ", ...]")
+        elif get_origin(member) is Mapping:
+            names.append("{name: " + short_type(get_args(member)[1], {}) + ", ...}")
         elif member is str:
             names.append("path" if metadata.get("path") else "text")
         else:

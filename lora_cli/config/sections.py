@@ -6,7 +6,12 @@ does not keep it). A trailing underscore keeps a field from shadowing a Python n
 
 * ``min``, ``max``, ``above``, ``below``: bounds of a number (``above`` and ``below`` are strict);
 * ``text=True``: the value is taken literally on the command line, whatever characters it has;
-* ``path=True``: implies text; a relative path in a recipe is relative to the recipe's folder.
+* ``path=True``: implies text; a relative path in a recipe is relative to the recipe's folder;
+* ``only``: what must be chosen for the setting to be read, as names of other settings with the
+  values that will do: ``{"lora.variant": ("vera",)}``; ``()`` stands for any that is not empty;
+* ``times``: another setting, and by each of its values the factor of a default that nobody set.
+
+Bounds and flags of a list or mapping are about its items.
 """
 
 from dataclasses import dataclass, field
@@ -28,13 +33,19 @@ class ModelConfig:
     """The pretrained base model, whose weights stay frozen."""
 
     path: str | None = path_field()
-    """Hub id, local folder, or pkg://package/folder for weights that an installed package ships."""
+    """Hub id, folder, GGUF file, or pkg://package/folder for what an installed package ships."""
 
     revision: str | None = text_field()
     """Branch, tag or commit on the hub; null takes the default branch."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the frozen weights; auto keeps the stored one. The adapter is float32."""
+    """Number format of frozen weights; auto keeps the stored one. What is trained is float32."""
+
+    quantization: Literal["none", "int8", "nf4"] = field(
+        default="none",
+        metadata={"only": {"strategy.name": ("lora", "head", "bitfit", "adapter", "prefix")}},
+    )
+    """Train on linear layers in 8 or 4 bits; merging takes the whole weights (arXiv:2305.14314)."""
 
     sha256: str | None = text_field()
     """Expected sha256 of the weights; a base with other weights is refused."""
@@ -98,29 +109,6 @@ class TextClassificationConfig:
 
     metric: Literal["accuracy", "macro_f1", "matthews_correlation"] = "accuracy"
     """Metric that selects the best checkpoint; all of them are reported."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoraConfig:
-    """Which layers get an adapter, and how large it is."""
-
-    r: int = field(default=8, metadata={"min": 1})
-    """Rank of the update. Memory and file size grow in proportion."""
-
-    alpha: float = field(default=16.0, metadata={"above": 0})
-    """Strength of the update: it is multiplied by alpha / r."""
-
-    dropout: float = field(default=0.0, metadata={"min": 0, "below": 1})
-    """Chance of zeroing an input element of the update, in training only."""
-
-    targets: tuple[str, ...] | Literal["auto", "all-linear"] = "auto"
-    """Last parts of layer names, or globs; auto: the usual ones, all-linear: all but the head."""
-
-    exclude: tuple[str, ...] = ()
-    """Layers to leave out of targets, named in the same way."""
-
-    modules_to_save: tuple[str, ...] = ()
-    """Modules trained and saved whole, besides every newly initialised one (such as the head)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

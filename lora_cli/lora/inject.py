@@ -7,58 +7,60 @@ import torch
 from torch import nn
 
 from lora_cli.errors import Problem, UserError
-from lora_cli.lora.linear import LoraLinear
-from lora_cli.lora.targets import (
-    check_patterns,
-    is_inside,
-    last_parts,
-    matches,
-    unmatched_error,
-)
+from lora_cli.lora.build import build_layer
+from lora_cli.lora.layer import AdapterLayer
+from lora_cli.lora.patterns import is_inside, last_parts, matches
+from lora_cli.lora.settings import LoraSettings
+from lora_cli.lora.unmatched import check_patterns, unmatched_error
+from lora_cli.lora.vera import share_factors
 
 # Containers are never called themselves, so a hook on one would never run.
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 
 
-def inject_lora(
-    model: nn.Module, names: Iterable[str], *, r: int, alpha: float, dropout: float
-) -> None:
-    """Replace linear layers by `LoraLinear`, in place.
+def inject_lora(model: nn.Module, names: Iterable[str], settings: LoraSettings) -> None:
+    """Put an adapter around layers, in place.
 
     A starts from torch's global generator, layer by layer in the order of `names`: the same seed
     and names give the same adapter.
 
     Args:
         model: The base model.
-        names: Exact paths of `nn.Linear` modules.
-        r: Rank of each update.
-        alpha: Strength of each update, before division by `r`.
-        dropout: Chance of zeroing an input element of the update, in training only.
+        names: Exact paths of the layers.
+        settings: Variant, ranks and strengths.
 
     Raises:
-        TypeError: If a name leads to another kind of layer.
+        UserError: If the variant cannot adapt one of the layers; nothing is changed then.
     """
-    for name in names:
-        base = model.get_submodule(name)
-        if not isinstance(base, nn.Linear):
-            raise TypeError(f"{name} must be nn.Linear, but is {type(base).__name__}.")
+    layers = {name: build_layer(model.get_submodule(name), name, settings) for name in names}
+    for name, layer in layers.items():
         parent, _, last = name.rpartition(".")
-        layer = LoraLinear(base, r=r, alpha=alpha, dropout=dropout)
         setattr(model.get_submodule(parent), last, layer)
+    share_factors(model, list(layers.values()), settings)
 
 
-def freeze_base(model: nn.Module, saved_modules: tuple[str, ...]) -> None:
+def freeze_base(model: nn.Module, saved_modules: tuple[str, ...], *, bias: str = "none") -> None:
     """Freeze everything but the adapters and the modules that are trained whole, in place.
 
     Saved modules become float32. On a base of lower precision their inputs are cast to float32,
     and their outputs back to the dtype of the input where a frozen layer follows that expects it;
     a head at the end of the model returns float32.
+
+    Args:
+        model: The base with adapters in place.
+        saved_modules: Exact paths of the modules that are trained whole.
+        bias: Which biases of the base are trained: "none", those of adapted layers ("lora_only"),
+            or "all".
+
+    Raises:
+        UserError: If biases are to be trained whose number format is too coarse for that.
     """
     model.requires_grad_(False)
+    _unfreeze_biases(model, bias)
     for module in model.modules():
-        if isinstance(module, LoraLinear):
-            module.lora_A.requires_grad_(True)
-            module.lora_B.requires_grad_(True)
+        if isinstance(module, AdapterLayer):
+            for parameter in module.trained_parameters():
+                parameter.requires_grad_(True)
     order = {name: index for index, (name, _) in enumerate(model.named_parameters())}
     low = {
         name
@@ -78,6 +80,29 @@ def freeze_base(model: nn.Module, saved_modules: tuple[str, ...]) -> None:
                 dtype = _narrow_dtype(model)
                 module.register_forward_hook(lambda _m, _i, output, d=dtype: _cast(output, d))
         module.requires_grad_(True)
+
+
+def _unfreeze_biases(model: nn.Module, bias: str) -> None:
+    if bias == "none":
+        return
+    layers = [module for module in model.modules() if isinstance(module, AdapterLayer)]
+    chosen = [layer.base_layer for layer in layers] if bias == "lora_only" else model.modules()
+    for module in chosen:
+        parameter = getattr(module, "bias", None)
+        if not isinstance(parameter, nn.Parameter):
+            continue
+        if parameter.dtype.itemsize < torch.float32.itemsize:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise UserError(
+                Problem(
+                    id="lora.coarse-bias",
+                    message="`lora.bias` must be none on a base below float32, whose biases cannot "
+                    f"take small steps, but is {bias} on {kind}.",
+                    key="lora.bias",
+                    fix="model.dtype=float32, or lora.bias=none",
+                )
+            )
+        parameter.requires_grad_(True)
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -175,7 +200,9 @@ def _narrow_dtype(model: nn.Module) -> torch.dtype:
     return next(
         parameter.dtype
         for parameter in model.parameters()
-        if not parameter.requires_grad and parameter.dtype.itemsize < torch.float32.itemsize
+        if not parameter.requires_grad
+        and parameter.is_floating_point()
+        and parameter.dtype.itemsize < torch.float32.itemsize
     )
 
 

@@ -6,11 +6,13 @@ import torch
 from torch import nn
 
 from lora_cli.errors import Problem, UserError
-from lora_cli.lora.linear import LoraLinear
+from lora_cli.lora.layer import AdapterLayer, SharedTensors
 
 
 def adapter_state(model: nn.Module, saved_modules: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Copy what was trained: the adapters, and the saved modules with their buffers.
+    """Copy what was trained: adapters with their frozen factors, saved modules with their buffers.
+
+    Whatever else is trained, such as biases of the base, comes along under its own name.
 
     Args:
         model: A model with adapters.
@@ -22,7 +24,7 @@ def adapter_state(model: nn.Module, saved_modules: Iterable[str]) -> dict[str, t
     """
     return {
         name: tensor.detach().to("cpu", copy=True).contiguous()
-        for name, tensor in _live_tensors(model, saved_modules).items()
+        for name, tensor in live_tensors(model, saved_modules).items()
     }
 
 
@@ -48,7 +50,7 @@ def load_adapter_state(
         UserError: If a tensor is missing, unexpected, of the wrong shape or kind, or not finite;
             every such tensor is listed.
     """
-    live = _live_tensors(model, saved_modules)
+    live = live_tensors(model, saved_modules)
     shared = [name for name in live if name in state]
     faults = {
         "hold every tensor of the model's adapter, but lacks": [n for n in live if n not in state],
@@ -84,13 +86,16 @@ def load_adapter_state(
             tensor.copy_(state[name])
 
 
-def _live_tensors(model: nn.Module, saved_modules: Iterable[str]) -> dict[str, torch.Tensor]:
+def live_tensors(model: nn.Module, saved_modules: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Return the tensors of `adapter_state` themselves, which training changes."""
     tensors: dict[str, torch.Tensor] = {}
     for name, module in model.named_modules():
-        if isinstance(module, LoraLinear):
-            tensors[f"{name}.lora_A.weight"] = module.lora_A.weight
-            tensors[f"{name}.lora_B.weight"] = module.lora_B.weight
+        if isinstance(module, AdapterLayer):
+            tensors |= {f"{name}.{leaf}": value for leaf, value in module.own_tensors().items()}
+        elif isinstance(module, SharedTensors):
+            tensors |= {f"{name}.{leaf}": value for leaf, value in module.named_buffers()}
     for name in saved_modules:
         for leaf, tensor in model.get_submodule(name).state_dict().items():
             tensors[f"{name}.{leaf}"] = tensor
-    return tensors
+    others = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    return {name: value for name, value in others.items() if name not in tensors} | tensors

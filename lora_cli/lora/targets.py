@@ -1,15 +1,18 @@
-"""Which linear layers get an adapter: names, globs and keywords to exact module paths."""
+"""Which layers get an adapter: names, globs and keywords to exact module paths."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal
 
 from torch import nn
 
-from lora_cli.errors import Problem, UserError, nearest_name
-
-MAX_PATTERN_LENGTH = 200
+from lora_cli.errors import Problem, UserError
+from lora_cli.lora.blocks import block_of, check_blocks, in_pattern, is_selected, stack_depths
+from lora_cli.lora.build import adaptable_kinds
+from lora_cli.lora.kinds import is_linear, kind_of
+from lora_cli.lora.patterns import is_inside, last_parts, matches
+from lora_cli.lora.unmatched import UnmatchedTargetsError, check_patterns, unmatched_error
+from lora_cli.models.heads import head_names, output_embeddings
 
 Targets = tuple[str, ...] | Literal["auto", "all-linear"]
 
@@ -20,110 +23,22 @@ class ResolvedTargets:
 
     Attributes:
         names: Exact module paths, in the order of the model's modules.
-        counts: For each target pattern the number of layers that it selects, before `exclude`.
+        by_pattern: For each target pattern the layers among `names` that it selects.
     """
 
     names: tuple[str, ...]
-    counts: dict[str, int]
+    by_pattern: Mapping[str, tuple[str, ...]]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """For each target pattern the number of layers that get an adapter through it."""
+        return {pattern: len(names) for pattern, names in self.by_pattern.items()}
 
 
-class UnmatchedTargetsError(UserError):
-    """Some patterns select nothing in the base model, which is still untouched.
-
-    Attributes:
-        patterns: The entries that matched nothing, in the order given.
-        known: Last name parts of everything that could have been matched, sorted.
-    """
-
-    def __init__(
-        self, problems: Sequence[Problem], *, patterns: tuple[str, ...], known: tuple[str, ...]
-    ) -> None:
-        super().__init__(problems)
-        self.patterns = patterns
-        self.known = known
-
-
-def last_parts(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the last parts of dotted names, sorted, without repeats."""
-    return tuple(sorted({name.rpartition(".")[2] for name in names}))
-
-
-def is_inside(name: str, modules: Iterable[str]) -> bool:
-    """Whether a dotted name is one of `modules` or lies below one."""
-    return any(name == module or name.startswith(f"{module}.") for module in modules)
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Whether a pattern selects the module path `name`.
-
-    A pattern is the last part or parts of a path ("query", "attention.self.query"), or a glob over
-    the full path or over its last part ("*.layer.0.*", "q*"). Upper and lower case differ.
-    """
-    if name == pattern or name.endswith(f".{pattern}"):
-        return True
-    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[2], pattern)
-
-
-def check_patterns(patterns: Iterable[str], *, key: str) -> list[Problem]:
-    """Return one problem for each entry that is empty or too long to be a pattern."""
-    return [
-        Problem(
-            id="lora.bad-pattern",
-            message=f"`{key}` must hold names of 1 to {MAX_PATTERN_LENGTH} characters, "
-            f"but one entry has {len(pattern)}.",
-            key=key,
-        )
-        for pattern in patterns
-        if not 0 < len(pattern) <= MAX_PATTERN_LENGTH
-    ]
-
-
-def unmatched_error(
-    patterns: Sequence[str],
-    known: tuple[str, ...],
-    *,
-    key: str,
-    what: str,
-    explain: Callable[[str], str | None] = lambda _: None,
-) -> UnmatchedTargetsError:
-    """Build the error for patterns that match nothing, one problem each.
-
-    Args:
-        patterns: The patterns that matched nothing.
-        known: Names that would have been accepted.
-        key: Configuration key that held the patterns.
-        what: Kind of thing to be named, such as "linear layers".
-        explain: Gives the end of the sentence for a pattern, where there is more to say than that
-            it matches none.
-    """
-    problems = []
-    for pattern in patterns:
-        near = nearest_name(pattern, known)
-        problems.append(
-            Problem(
-                id="lora.unmatched-target",
-                message=f"`{key}` must name {what} of the model, "
-                f'but "{pattern}" {explain(pattern) or "matches none"}.',
-                key=key,
-                allowed=", ".join(known),
-                fix=f'did you mean "{near}"?' if near else f"use names from the list in `{key}`.",
-            )
-        )
-    return UnmatchedTargetsError(problems, patterns=tuple(patterns), known=known)
-
-
-def linear_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the paths of all linear layers that can be replaced, in module order.
-
-    The output projection of `nn.MultiheadAttention` is left out: its weight is read, the layer is
-    never called, so an adapter there would do nothing.
-    """
-    return tuple(
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
-    )
+def layer_names(model: nn.Module, variant: str = "lora") -> tuple[str, ...]:
+    """Return the paths of all layers that a variant can adapt, in module order."""
+    kinds = adaptable_kinds(variant)
+    return tuple(name for name, module in model.named_modules() if kind_of(module) in kinds)
 
 
 def match_targets(
@@ -132,20 +47,40 @@ def match_targets(
     targets: tuple[str, ...] | Literal["all-linear"],
     exclude: tuple[str, ...] = (),
     saved_modules: tuple[str, ...],
+    variant: str = "lora",
+    layers: Sequence[int] | None = None,
+    layers_pattern: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Select the layers of an adapter that was trained elsewhere.
 
     Unlike in a recipe, an entry that matches nothing is harmless here: the adapter's tensors are
     then checked against the selected layers, strictly in both directions.
 
+    Args:
+        model: The base model, before injection.
+        targets: Patterns, or "all-linear".
+        exclude: Patterns of layers to leave out.
+        saved_modules: Modules that were trained whole.
+        variant: Which variant adapts them.
+        layers: Indices of the blocks to adapt layers in. As in PEFT, they say nothing about
+            layers that `targets` names by their whole path.
+        layers_pattern: Names of the lists that hold these blocks; empty for any.
+
     Returns:
         Exact module paths in module order; possibly none.
     """
+    is_all = targets == "all-linear"
+
+    def is_meant(name: str) -> bool:
+        if is_all or name in targets:
+            return True
+        inside = not layers or in_pattern(name, layers, layers_pattern)
+        return inside and any(matches(pattern, name) for pattern in targets)
+
     return tuple(
         name
-        for name in _eligible(model, saved_modules, all_linear=targets == "all-linear")
-        if (targets == "all-linear" or any(matches(pattern, name) for pattern in targets))
-        and not any(matches(pattern, name) for pattern in exclude)
+        for name in _eligible(model, saved_modules, variant=variant, all_linear=is_all)
+        if is_meant(name) and not any(matches(pattern, name) for pattern in exclude)
     )
 
 
@@ -156,54 +91,78 @@ def resolve_targets(
     exclude: tuple[str, ...],
     auto: tuple[str, ...] | None,
     saved_modules: tuple[str, ...],
+    variant: str = "lora",
+    layers: Sequence[int | str] | None = None,
 ) -> ResolvedTargets:
-    """Turn `lora.targets` and `lora.exclude` into exact module paths.
+    """Turn `lora.targets`, `lora.exclude` and `lora.layers` into exact module paths.
 
     Reads names only: works on the meta device and changes nothing.
 
     Args:
         model: The base model, before injection.
-        targets: Patterns (see `matches`); "auto" for those of the family; "all-linear" for every
-            linear layer but the output embedding.
+        targets: Patterns (see `matches`), for layers of every kind that the variant can adapt;
+            "auto" for those of the family; "all-linear" for every linear layer but heads and
+            output embeddings.
         exclude: Patterns of layers to leave out.
         auto: The family's usual patterns, or None for a family that is not known.
         saved_modules: Modules that are trained whole; nothing inside them is selected.
+        variant: Which variant is to adapt them.
+        layers: Blocks to adapt layers in (see `lora_cli.lora.blocks`), or None for all.
 
     Raises:
-        UnmatchedTargetsError: If a pattern matches no linear layer; all such patterns are listed.
+        UnmatchedTargetsError: If a pattern matches no layer; all such patterns are listed.
         UserError: If `targets` is "auto" for an unknown family, no layer is left, a pattern is
-            empty or too long, or a selected layer shares its weight with another one.
+            empty or too long, a block is not there, or a selected layer shares its weight with
+            another one.
     """
-    linear = linear_names(model)
-    patterns = _patterns(targets, auto, last_parts(linear))
+    known = layer_names(model, variant)
+    is_all = targets == "all-linear"
+    patterns = _patterns(targets, auto, last_parts(known))
     problems = check_patterns(patterns, key="lora.targets")
     problems += check_patterns(exclude, key="lora.exclude")
     if problems:
         raise UserError(problems)
-    all_linear = targets == "all-linear"
-    eligible = _eligible(model, saved_modules, all_linear=all_linear)
-    counts = {pattern: sum(matches(pattern, name) for name in eligible) for pattern in patterns}
-    if all_linear:
-        counts = {"all-linear": len(eligible)}
-    _check_matched(counts, exclude, linear=linear, eligible=eligible)
-    names = match_targets(
-        model,
-        targets="all-linear" if all_linear else patterns,
-        exclude=exclude,
-        saved_modules=saved_modules,
-    )
-    if not names:
-        raise UserError(
-            Problem(
-                id="lora.nothing-to-adapt",
-                message="`lora.exclude` must leave at least one layer of `lora.targets`, "
-                "but leaves none.",
-                key="lora.exclude" if exclude else "lora.targets",
-                allowed=", ".join(last_parts(eligible)) or None,
-            )
-        )
-    _check_untied(model, names)
-    return ResolvedTargets(names=names, counts=counts)
+    eligible = _eligible(model, saved_modules, variant=variant, all_linear=is_all)
+    found = {"all-linear": eligible} if is_all else _select(patterns, eligible)
+    if targets == "auto":
+        found = _without_absent(found)
+    _check_matched(model, found, exclude, known=known, eligible=eligible, variant=variant)
+    meant = {name for names in found.values() for name in names}
+    kept = [
+        name
+        for name in eligible
+        if name in meant and not any(matches(pattern, name) for pattern in exclude)
+    ]
+    if not kept:
+        raise UserError(_nothing_left("lora.exclude" if exclude else "lora.targets", eligible))
+    if layers is not None:
+        kept = _in_blocks(model, kept, layers)
+    _check_untied(model, kept)
+    return ResolvedTargets(names=tuple(kept), by_pattern=_restrict(found, kept))
+
+
+def _select(patterns: Iterable[str], names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    everything = tuple(names)
+    return {
+        pattern: tuple(name for name in everything if matches(pattern, name))
+        for pattern in patterns
+    }
+
+
+def _without_absent(found: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Drop usual names that this model of the family lacks: BLIP-2 speaks through OPT or T5."""
+    there = {pattern: names for pattern, names in found.items() if names}
+    return there or found
+
+
+def _restrict(
+    found: Mapping[str, tuple[str, ...]], names: Iterable[str]
+) -> dict[str, tuple[str, ...]]:
+    kept = frozenset(names)
+    return {
+        pattern: tuple(name for name in selected if name in kept)
+        for pattern, selected in found.items()
+    }
 
 
 def _patterns(
@@ -228,68 +187,104 @@ def _patterns(
 
 
 def _eligible(
-    model: nn.Module, saved_modules: tuple[str, ...], *, all_linear: bool
+    model: nn.Module, saved_modules: tuple[str, ...], *, variant: str, all_linear: bool
 ) -> tuple[str, ...]:
-    """Linear layers outside of saved modules; with `all_linear`, no output embedding either."""
-    get_output = getattr(model, "get_output_embeddings", None)
-    output = get_output() if all_linear and get_output is not None else None
+    """Layers outside of saved modules; with `all_linear`, linear ones outside of heads too."""
     modules = dict(model.named_modules())
+    left_out = set(saved_modules)
+    if all_linear:
+        left_out.update(head_names(model), output_embeddings(model))
     return tuple(
         name
-        for name in linear_names(model)
-        if not is_inside(name, saved_modules) and (output is None or modules[name] is not output)
+        for name in layer_names(model, variant)
+        if not is_inside(name, left_out) and (not all_linear or is_linear(modules[name]))
     )
 
 
+def _nothing_left(key: str, names: Iterable[str]) -> Problem:
+    return Problem(
+        id="lora.nothing-to-adapt",
+        message=f"`{key}` must leave at least one layer of `lora.targets`, but leaves none.",
+        key=key,
+        allowed=", ".join(last_parts(names)) or None,
+    )
+
+
+def _in_blocks(model: nn.Module, names: list[str], layers: Sequence[int | str]) -> list[str]:
+    depths = stack_depths(name for name, _ in model.named_parameters(remove_duplicate=False))
+    stacks = [block.stack for block in map(block_of, names) if block is not None]
+    problems = check_blocks(layers, {stack: depths[stack] for stack in dict.fromkeys(stacks)})
+    if problems:
+        raise UserError(problems)
+    kept = [name for name in names if is_selected(name, layers, depths)]
+    if not kept:
+        raise UserError(_nothing_left("lora.layers", ()))
+    return kept
+
+
 def _check_matched(
-    counts: dict[str, int],
+    model: nn.Module,
+    found: Mapping[str, tuple[str, ...]],
     exclude: tuple[str, ...],
     *,
-    linear: tuple[str, ...],
+    known: tuple[str, ...],
     eligible: tuple[str, ...],
+    variant: str,
 ) -> None:
     def explain(pattern: str) -> str | None:
-        if any(matches(pattern, name) for name in linear):
-            return "matches only layers of modules that are trained whole, such as the head"
-        return None
+        return _why_not(model, pattern, known, variant)
 
     errors = []
-    missed = [pattern for pattern, count in counts.items() if not count]
+    missed = [pattern for pattern, names in found.items() if not names]
     if missed:
-        known = last_parts(eligible)
+        parts = last_parts(eligible)
         errors.append(
-            unmatched_error(
-                missed, known, key="lora.targets", what="linear layers", explain=explain
-            )
+            unmatched_error(missed, parts, key="lora.targets", what="layers", explain=explain)
         )
-    missed = [p for p in exclude if not any(matches(p, name) for name in linear)]
+    missed = [pattern for pattern in exclude if not any(matches(pattern, n) for n in known)]
     if missed:
-        known = last_parts(linear)
-        errors.append(unmatched_error(missed, known, key="lora.exclude", what="linear layers"))
+        errors.append(unmatched_error(missed, last_parts(known), key="lora.exclude", what="layers"))
     if errors:
         raise UnmatchedTargetsError(
             [problem for error in errors for problem in error.problems],
             patterns=tuple(pattern for error in errors for pattern in error.patterns),
-            known=last_parts(linear),
+            known=last_parts(known),
         )
 
 
-def _check_untied(model: nn.Module, names: tuple[str, ...]) -> None:
+def _why_not(model: nn.Module, pattern: str, known: tuple[str, ...], variant: str) -> str | None:
+    """Say why what a pattern matches gets no adapter; None where it matches nothing at all."""
+    if any(matches(pattern, name) for name in known):
+        return "matches only layers of modules that are trained whole, such as the head"
+    found = [m for name, m in model.named_modules() if name and matches(pattern, name)]
+    able = [module for module in found if kind_of(module) is not None]
+    names = ", ".join(sorted({type(module).__name__ for module in able or found})[:5])
+    if able:
+        return f"matches only {names}, which lora.variant={variant} cannot adapt"
+    return f"matches only {names}, which cannot be adapted" if found else None
+
+
+def _check_untied(model: nn.Module, names: Iterable[str]) -> None:
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
-    modules = dict(model.named_modules())
-    tied = [name for name in names if len(owners[id(modules[name].weight)]) > 1]
-    if tied:
-        raise UserError(
-            [
+        owners.setdefault(id(parameter), []).append(name.rpartition(".")[0])
+    problems = []
+    for name in names:
+        weights = [weight for weight in model.get_submodule(name).parameters() if weight.ndim > 1]
+        shared = [other for weight in weights for other in owners[id(weight)]]
+        others = [other for other in shared if not is_inside(other, (name,))]
+        if others:
+            last = name.rpartition(".")[2]
+            rows = ", or train rows of it with lora.trainable_tokens"
+            is_rows = kind_of(model.get_submodule(name)) == "embedding"
+            problems.append(
                 Problem(
                     id="lora.tied-target",
                     message="`lora.targets` must name layers with a weight of their own, but "
-                    f'"{name}" shares its weight with another layer.',
+                    f'"{name}" shares its weight with "{others[0]}", which would not follow.',
                     key="lora.targets",
-                    fix=f'set "lora.exclude=[{name.rpartition(".")[2]}]".',
+                    fix=f'set "lora.exclude=[{last}]"{rows if is_rows else ""}.',
                 )
-                for name in tied
-            ]
-        )
+            )
+    if problems:
+        raise UserError(problems)

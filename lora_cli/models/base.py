@@ -1,10 +1,13 @@
 """Base models and tokenizers, loaded from a checked folder without network or foreign code."""
 
+import copy
+import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import torch
@@ -16,7 +19,7 @@ from lora_cli.errors import Problem, UserError
 from lora_cli.models.sources import KEY, ModelSource
 
 # What transformers raises for folders that it cannot make sense of.
-_LOADING_ERRORS = (
+LOADING_ERRORS = (
     ValueError,
     TypeError,
     KeyError,
@@ -25,6 +28,10 @@ _LOADING_ERRORS = (
     RuntimeError,
     ImportError,
 )
+
+
+# A layer has a number in its name, an embedding says so; a pooler is neither.
+LAYER_OR_EMBEDDING = re.compile(r"\.\d+\.|embed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +60,10 @@ def load_tokenizer(source: ModelSource) -> Any:
     try:
         with silence():
             tokenizer = transformers.AutoTokenizer.from_pretrained(
-                source.folder, local_files_only=True, trust_remote_code=False
+                source.folder, local_files_only=True, trust_remote_code=False, **_gguf(source)
             )
+            if source.gguf is not None:
+                _drop_strangers(tokenizer)
     # The Rust library raises a bare Exception for a tokenizer.json that it cannot read.
     except Exception as error:
         rule, finding = "with a tokenizer that transformers can load", _first_line(error)
@@ -75,7 +84,8 @@ def load_base(
     Random values of new parameters depend on `seed` alone; the caller's random state is kept.
 
     Args:
-        source: Folder that `resolve_model` checked.
+        source: What `resolve_model` found. The weights of a GGUF file become plain ones, in float32
+            where `dtype` is "auto".
         auto_class: Name of a transformers Auto class, such as AutoModelForTokenClassification.
         options: Further arguments of `from_pretrained`, such as id2label.
         dtype: "float32", "bfloat16", "float16", or "auto" for the stored one.
@@ -85,9 +95,13 @@ def load_base(
         UserError: If transformers cannot load it, the weights are not those of the architecture
             or are not finite, or the labels contradict those of the checkpoint.
     """
-    stored = _load_config(source)
+    stored = load_config(source)
     factory = getattr(transformers, auto_class)
-    with silence(), torch.random.fork_rng(devices=[]):
+    # The progress bar for GGUF files cannot be switched off.
+    hidden: AbstractContextManager[Any] = (
+        nullcontext() if source.gguf is None else redirect_stderr(StringIO())
+    )
+    with silence(), hidden, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             model, info = factory.from_pretrained(
@@ -98,10 +112,10 @@ def load_base(
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-                **options,
+                **(options if source.gguf is None else _from_gguf(source, stored, options)),
             )
-        except _LOADING_ERRORS as error:
-            raise UserError(_loading_problem(error, source, auto_class)) from error
+        except LOADING_ERRORS as error:
+            raise UserError(loading_problem(error, source, auto_class)) from error
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     new_keys = tuple(sorted(set(info["missing_keys"]) | mismatched))
     problems = [
@@ -128,6 +142,17 @@ def check_vocabulary(tokenizer: Any, model: nn.Module, source: ModelSource) -> N
         raise UserError(_problem("other-tokenizer", rule, finding, source))
 
 
+def agree_on_padding(tokenizer: Any, model: nn.Module) -> None:
+    """Tell a model that knows no padding token the one of its tokenizer, in place.
+
+    Heads of decoders look for the last token that is none, and refuse several rows without it.
+    """
+    config: Any = model.config
+    text = config.get_text_config()
+    if getattr(text, "pad_token_id", None) is None:
+        text.pad_token_id = tokenizer.pad_token_id
+
+
 @contextmanager
 def silence() -> Iterator[None]:
     """Keep progress bars and warnings of transformers from the terminal; errors still raise."""
@@ -142,6 +167,44 @@ def silence() -> Iterator[None]:
         chatter.set_verbosity(level)
         if bars:
             chatter.enable_progress_bar()
+
+
+def _gguf(source: ModelSource) -> dict[str, Any]:
+    """Return the arguments by which transformers reads all from a GGUF file, if there is one."""
+    return {} if source.gguf is None else {"gguf_file": source.gguf}
+
+
+def _from_gguf(source: ModelSource, stored: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that give a model with the weights of a GGUF file.
+
+    Args:
+        source: The file.
+        stored: Its configuration. Reading it takes seconds, and transformers would do so again.
+        options: Changes to the configuration.
+    """
+    config = copy.deepcopy(stored)
+    for name, value in options.items():
+        setattr(config, name, value)
+    found = {"config": config, **_gguf(source)}
+    # Without it, weights may stay in blocks, which a kernel from the hub would multiply.
+    if hasattr(transformers, "GgufConfig"):
+        found["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    return found
+
+
+def _drop_strangers(tokenizer: Any) -> None:
+    """Take out the tokens, in place, that a GGUF file lacks and transformers adds behind its own.
+
+    It gives every byte-level vocabulary an "<|endoftext|>", for which there may be no embedding.
+    """
+    plain = json.loads(tokenizer.backend_tokenizer.to_str())
+    # All tokens of the file are in the vocabulary, special ones too.
+    own = plain["model"]["vocab"]
+    count = len(own) if isinstance(own, list) else max(own.values(), default=-1) + 1
+    kept = [token for token in plain["added_tokens"] if token["id"] < count]
+    if len(kept) < len(plain["added_tokens"]):
+        text = json.dumps({**plain, "added_tokens": kept})
+        tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(text)
 
 
 def _problem(kind: str, rule: str, finding: str, source: ModelSource) -> Problem:
@@ -160,19 +223,27 @@ def _first_line(error: Exception) -> str:
     return f"it does not load ({text})"
 
 
-def _load_config(source: ModelSource) -> Any:
+def load_config(source: ModelSource) -> Any:
+    """Read the configuration of a model.
+
+    Raises:
+        UserError: If it is not one of a class that transformers has.
+    """
     try:
         with silence():
             return transformers.AutoConfig.from_pretrained(
-                source.folder, local_files_only=True, trust_remote_code=False
+                source.folder, local_files_only=True, trust_remote_code=False, **_gguf(source)
             )
     # Validation of a configuration may raise classes of huggingface_hub's own.
     except Exception as error:
         rule = "of an architecture that transformers has built in"
+        if source.gguf is not None:
+            rule = "in a whole GGUF file, of an architecture that transformers reads from such"
         raise UserError(_problem("bad-config", rule, _first_line(error), source)) from error
 
 
-def _loading_problem(error: Exception, source: ModelSource, auto_class: str) -> Problem:
+def loading_problem(error: Exception, source: ModelSource, auto_class: str) -> Problem:
+    """Say why transformers could not make a model of `source`."""
     if "Unrecognized configuration class" in str(error):
         rule = f"that {auto_class} can load"
         return _problem("wrong-architecture", rule, "its architecture has no such head", source)
@@ -185,8 +256,7 @@ def _check_backbone(
     """Return a problem if more than heads and poolers would start from random values."""
     prefix = model.base_model_prefix + "."
     inside = [key for key in new_keys if key.startswith(prefix)]
-    # A layer has a number in its name, an embedding says so; a pooler is neither.
-    lost = [key for key in inside if key in mismatched or re.search(r"\.\d+\.|embed", key.lower())]
+    lost = [key for key in inside if key in mismatched or LAYER_OR_EMBEDDING.search(key.lower())]
     if not lost:
         return []
     rule = "whose weights belong to its config.json"

@@ -1,19 +1,18 @@
 """Where a base model is, and whether its folder can be trusted as data. Does not import torch."""
 
-import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_cli import packages
 from lora_cli.errors import Problem, UserError
+from lora_cli.models.gguf import find_gguf, is_gguf
+from lora_cli.models.weights import INDEX, WEIGHTS, hash_file, hash_weights, weight_files
 
 KEY = "model.path"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -48,19 +47,33 @@ class ModelSource:
         revision: Commit of a model from the hub, else None.
         sha256: Hash of the weights: of the file, or, where they are in several, of the lines
             "name sha256" of all of them in order of name.
+        gguf: Name of the GGUF file in the folder that is the whole model, else None.
     """
 
     folder: Path
     name: str
     revision: str | None
     sha256: str
+    gguf: str | None = None
+
+    @property
+    def place(self) -> Path:
+        """What `resolve_model` finds it by on this machine: the folder, or the GGUF file."""
+        return self.folder if self.gguf is None else self.folder / self.gguf
+
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the weights on disk."""
+        files = self.folder.glob("*.safetensors") if self.gguf is None else [self.place]
+        return sum(file.stat().st_size for file in files)
 
 
 def resolve_model(path: str, *, revision: str | None = None, tokenizer: bool = True) -> ModelSource:
     """Find a base model and check its folder, without loading it.
 
     Args:
-        path: Local folder, pkg://package/folder, or hub id; an existing folder comes first.
+        path: Local folder, pkg://package/folder, or hub id; an existing folder comes first. A
+            GGUF file is a model of its own.
         revision: Branch, tag or commit on the hub.
         tokenizer: Whether the folder must hold a tokenizer.
 
@@ -68,7 +81,10 @@ def resolve_model(path: str, *, revision: str | None = None, tokenizer: bool = T
         UserError: If there is no such model, the hub cannot be reached, or the folder lacks
             files or asks for more than data.
     """
-    local = _resolve_folder(path)
+    if is_gguf(path):
+        file = find_gguf(path, key=KEY)
+        return ModelSource(file.parent, path, None, hash_file(file), gguf=file.name)
+    local = find_folder(path)
     if local is None:
         folder = _download(path, revision)
         commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else revision
@@ -102,7 +118,12 @@ def check_sha256(source: ModelSource, expected: str | None) -> None:
     )
 
 
-def _resolve_folder(path: str) -> Path | None:
+def find_folder(path: str) -> Path | None:
+    """Return the local folder that a model is in, or None where `path` is a hub id.
+
+    Raises:
+        UserError: If it can be neither.
+    """
     if path.startswith(packages.PREFIX):
         return packages.resolve_package_path(path, key=KEY)
     folder = Path(path).expanduser()
@@ -119,7 +140,8 @@ def _resolve_folder(path: str) -> Path | None:
             id="model.no-such-folder",
             message=message,
             key=KEY,
-            allowed="a folder, a hub id such as google-bert/bert-base-uncased, or pkg://...",
+            allowed="a folder, a hub id such as google-bert/bert-base-uncased, pkg://..., or a "
+            "GGUF file",
             fix=f"{KEY}=DIR, or model=minilm",
         )
     )
@@ -127,6 +149,27 @@ def _resolve_folder(path: str) -> Path | None:
 
 def _download(path: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
+
+    return from_hub(
+        lambda: snapshot_download(
+            path, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]
+        ),
+        path=path,
+        revision=revision,
+    )
+
+
+def from_hub(fetch: Callable[[], str], *, path: str, revision: str | None) -> Path:
+    """Return what `fetch` puts into the hub's cache.
+
+    Args:
+        fetch: A call of huggingface_hub.
+        path: Hub id of the model.
+        revision: Branch, tag or commit.
+
+    Raises:
+        UserError: If the hub cannot be reached or has no such model for the user.
+    """
     from huggingface_hub.errors import (
         GatedRepoError,
         LocalEntryNotFoundError,
@@ -135,11 +178,7 @@ def _download(path: str, revision: str | None) -> Path:
     )
 
     try:
-        return Path(
-            snapshot_download(
-                path, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]
-            )
-        )
+        return Path(fetch())
     except LocalEntryNotFoundError as error:
         raise UserError(_unreachable(path)) from error
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
@@ -181,6 +220,19 @@ def _problem(kind: str, rule: str, finding: str, *, folder: Path, fix: str) -> P
 
 def _check_folder(folder: Path, *, tokenizer: bool) -> Iterator[Problem]:
     """Yield everything that keeps a folder from being a base model."""
+    problems = list(check_configs(folder))
+    yield from problems
+    if any(problem.id == "model.is-adapter" for problem in problems):
+        return
+    yield from _check_weights(folder)
+    if tokenizer and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        rule, finding = "with a tokenizer", "no tokenizer file is there"
+        fix = "copy tokenizer.json and tokenizer_config.json of the model into the folder"
+        yield _problem("no-tokenizer", rule, finding, folder=folder, fix=fix)
+
+
+def check_configs(folder: Path) -> Iterator[Problem]:
+    """Yield everything that keeps the settings in a folder from being those of a base model."""
     if (folder / "adapter_config.json").exists():
         yield _problem(
             "is-adapter",
@@ -197,11 +249,6 @@ def _check_folder(folder: Path, *, tokenizer: bool) -> Iterator[Problem]:
     for name in _CONFIGS:
         if (folder / name).is_file():
             yield from _check_config(folder, name)
-    yield from _check_weights(folder)
-    if tokenizer and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        rule, finding = "with a tokenizer", "no tokenizer file is there"
-        fix = "copy tokenizer.json and tokenizer_config.json of the model into the folder"
-        yield _problem("no-tokenizer", rule, finding, folder=folder, fix=fix)
 
 
 def _check_config(folder: Path, name: str) -> Iterator[Problem]:
@@ -271,35 +318,3 @@ def _check_weights(folder: Path) -> Iterator[Problem]:
             finding = f"{name} is damaged ({error})"
             fix = f"download {name} again"
             yield _problem("damaged-weights", rule, finding, folder=folder, fix=fix)
-
-
-def weight_files(folder: Path) -> tuple[str, ...]:
-    """Return the names of the weight files, sorted: one, or those that the index lists.
-
-    Raises:
-        ValueError: If the index is no index, or names something other than a file in `folder`.
-    """
-    if (folder / WEIGHTS).is_file():
-        return (WEIGHTS,)
-    index = json.loads((folder / INDEX).read_bytes())
-    mapping = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(mapping, dict) or not mapping:
-        raise ValueError("it has no weight_map")
-    names = set(mapping.values())
-    for name in names:
-        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", name):
-            raise ValueError(f"it names {name!r}, which is not a plain file name")
-    return tuple(sorted(names))
-
-
-def hash_weights(folder: Path) -> str:
-    """Return the sha256 of the weights; see `ModelSource.sha256`."""
-    names = weight_files(folder)
-    hashes = []
-    for name in names:
-        with (folder / name).open("rb") as stream:
-            hashes.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    if names == (WEIGHTS,):
-        return hashes[0]
-    lines = "".join(f"{name} {digest}\n" for name, digest in zip(names, hashes, strict=True))
-    return hashlib.sha256(lines.encode()).hexdigest()

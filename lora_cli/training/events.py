@@ -42,11 +42,13 @@ class TrainState:
         progress: Position and best metric.
         adapter: Trained tensors by name.
         optimizer: Moments by "<parameter name>/<moment name>".
+        method: State of what the adapters' variant does at each step; empty where it does nothing.
     """
 
     progress: Progress
     adapter: Mapping[str, torch.Tensor]
     optimizer: Mapping[str, torch.Tensor]
+    method: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from torch import nn
 
 from lora_cli.config.optim import OptimizerConfig, SchedulerConfig
 from lora_cli.config.sections import TrainerConfig
-from lora_cli.errors import Problem, RunFailedError
 from lora_cli.lora.inject import trainable_parameters
+from lora_cli.lora.method import StepMethod
 from lora_cli.lora.state import adapter_state
 from lora_cli.tasks.contract import Features, Task
 from lora_cli.training.evaluation import Evaluation, evaluate_rows
@@ -34,15 +34,23 @@ from lora_cli.training.events import (
     StepDone,
     TrainState,
 )
+from lora_cli.training.gradients import (
+    add_penalty,
+    check_finite,
+    clip_gradients,
+    scale_gradients,
+)
+from lora_cli.training.meter import Meter
 from lora_cli.training.optim import (
     build_optimizer,
     load_optimizer_state,
     optimizer_state,
     set_lr,
 )
-from lora_cli.training.order import cut_by_length, step_rows, steps_per_epoch
+from lora_cli.training.order import cut_by_length, step_rows, steps_per_epoch, total_steps
 from lora_cli.training.runtime import Runtime, move_to, seed_step
 from lora_cli.training.schedule import lr_factor
+from lora_cli.training.watch import LAST_STEP, AdapterWatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +64,7 @@ class Plan:
         optimizer: Optimizer and peak learning rate.
         scheduler: Learning rate over the run.
         seed: Decides order and dropout.
+        may_be_unused: Saved modules that the loss may leave out; see `AdapterWatch`.
     """
 
     train: Sequence[Features]
@@ -64,6 +73,7 @@ class Plan:
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig
     seed: int
+    may_be_unused: Sequence[str] = ()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -73,7 +83,7 @@ class Plan:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return self.trainer.max_steps or self.trainer.epochs * self.steps_per_epoch
+        return total_steps(self.trainer, len(self.train))
 
 
 class Trainer:
@@ -85,6 +95,7 @@ class Trainer:
         saved_modules: Modules that are trained whole, besides the adapters.
         plan: Rows and settings.
         runtime: Device, processes, number format.
+        method: What the adapters' variant does at each step, if anything.
         listeners: Told of every event.
         should_stop: Polled after every step; true ends the run with a checkpoint.
     """
@@ -97,6 +108,7 @@ class Trainer:
         saved_modules: Sequence[str],
         plan: Plan,
         runtime: Runtime,
+        method: StepMethod | None = None,
         listeners: Iterable[Listener] = (),
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -112,22 +124,27 @@ class Trainer:
         self._optimizer = runtime.prepare_optimizer(self._plain_optimizer)
         self._listeners = tuple(listeners)
         self._should_stop = should_stop
-        self._meter = _Meter()
+        self._method = method
+        self._watch: AdapterWatch | None = None
+        self._meter = Meter()
         self._counted_until = 0.0
 
     def resume(self, state: TrainState) -> None:
         """Continue from a checkpoint; the adapter tensors are in the model already."""
         self.progress = state.progress
         load_optimizer_state(self._plain_optimizer, self.parameters, state.optimizer)
+        if self._method is not None:
+            self._method.load_state(state.method)
 
     def run(self) -> RunEnded:
         """Train to the end of the plan, or until early stopping or a stop request.
 
         Raises:
-            RunFailedError: If the loss or the gradient is not finite; the adapter is left as it
-                was before the faulty step.
+            RunFailedError: If the loss or the gradient is not finite, in which case the adapter is
+                left as it was before the faulty step; or if a part of it is cut off from the loss.
         """
         self._counted_until = time.monotonic()
+        self._start_watch()
         plan = self.plan
         self._tell(
             RunStarted(
@@ -148,6 +165,8 @@ class Trainer:
             if self._is_due(plan.trainer.save_steps) or reason != "finished":
                 self._count_time()
                 self._tell(CheckpointDue(self.state()))
+        if self._watch is not None:
+            self._watch.close()
         self._count_time()
         done = self.progress
         rate = done.samples / done.train_seconds if done.train_seconds else 0.0
@@ -161,6 +180,7 @@ class Trainer:
             progress=self.progress,
             adapter=self.adapter(),
             optimizer=optimizer_state(self._plain_optimizer, self.parameters),
+            method={} if self._method is None else self._method.state(),
         )
 
     def adapter(self) -> dict[str, torch.Tensor]:
@@ -216,8 +236,17 @@ class Trainer:
         seed_step(plan.seed, step=step, rank=self.runtime.rank)
         loss_sum, count = self._backward([plan.train[index] for index in indices])
         grad_norm = self._scale_gradients(count)
-        self._check_finite(loss_sum, grad_norm, indices)
+        check_finite(
+            loss_sum,
+            grad_norm,
+            step=step + 1,
+            ids=[plan.train[index]["id"] for index in indices],
+            # A loss scaler skips a step whose gradient overflowed, and lowers its scale.
+            scaled=plan.trainer.precision == "fp16",
+        )
         self._optimizer.step()
+        if lr > 0 and not self.runtime.was_skipped(self._optimizer):
+            self._after_step(step + 1)
         self._optimizer.zero_grad()
 
         seconds = time.monotonic() - began
@@ -227,7 +256,7 @@ class Trainer:
             samples=self.progress.samples + len(indices),
             train_seconds=self.progress.train_seconds + seconds,
         )
-        self._meter.add(loss_sum, count, len(indices), seconds)
+        self._meter.add(loss_sum, count, rows=len(indices), seconds=seconds)
         self._report_step(lr, grad_norm)
 
     def _backward(self, window: Sequence[Features]) -> tuple[float, float]:
@@ -252,33 +281,26 @@ class Trainer:
         Data-parallel wrappers average over processes, hence the factor of the world size.
         """
         self.runtime.unscale(self._optimizer)
-        gradients = [
-            parameter.grad for parameter in self.parameters.values() if parameter.grad is not None
-        ]
-        for gradient in gradients:
-            gradient.mul_(self.runtime.world_size / count)
-        norm = nn.utils.get_total_norm(gradients)
-        limit = self.plan.trainer.max_grad_norm
-        if limit is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters.values(), limit, norm)
-        return float(norm)
+        scale_gradients(self.parameters.values(), self.runtime.world_size / count)
+        if self._watch is not None:
+            self._watch.look()
+        penalty = None if self._method is None else self._method.penalty()
+        if penalty is not None:
+            add_penalty(self.parameters.values(), penalty)
+        return clip_gradients(self.parameters.values(), self.plan.trainer.max_grad_norm)
 
-    def _check_finite(self, loss_sum: float, grad_norm: float, indices: Sequence[int]) -> None:
-        # A loss scaler skips a step whose gradient overflowed, and lowers its scale.
-        scaled = self.plan.trainer.precision == "fp16"
-        if math.isfinite(loss_sum) and (math.isfinite(grad_norm) or scaled):
-            return
-        what = "loss" if not math.isfinite(loss_sum) else "gradient"
-        ids = ", ".join(str(self.plan.train[index]["id"]) for index in indices[:10])
-        more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
-        raise RunFailedError(
-            Problem(
-                id="train.not-finite",
-                message=f"The {what} must be finite, but is not at step {self.progress.step + 1}.",
-                where=f"rows with id {ids}{more}",
-                fix="lower optimizer.lr, or look at these rows; the last checkpoint is intact",
+    def _start_watch(self) -> None:
+        if self.progress.step < LAST_STEP:
+            self._watch = AdapterWatch(
+                self._plain_model, self._saved_modules, may_be_unused=self.plan.may_be_unused
             )
-        )
+
+    def _after_step(self, step: int) -> None:
+        """Act on a step that changed the parameters, while its gradients still exist."""
+        if self._watch is not None and self._watch.confirm(last=step == self.plan.total_steps):
+            self._watch = None
+        if self._method is not None:
+            self._method.after_step(step)
 
     def _report_step(self, lr: float, grad_norm: float) -> None:
         step, every = self.progress.step, self.plan.trainer.log_steps
@@ -324,26 +346,3 @@ class Trainer:
                 adapter=self.adapter() if is_best else {},
             )
         )
-
-
-class _Meter:
-    """Loss and speed since the last report."""
-
-    def __init__(self) -> None:
-        self.start_window()
-
-    def start_window(self) -> None:
-        self._loss_sum = self._count = self._seconds = 0.0
-        self._rows = 0
-
-    def add(self, loss_sum: float, count: float, rows: int, seconds: float) -> None:
-        self._loss_sum += loss_sum
-        self._count += count
-        self._rows += rows
-        self._seconds += seconds
-
-    def loss(self) -> float:
-        return self._loss_sum / self._count
-
-    def samples_per_second(self) -> float:
-        return self._rows / self._seconds if self._seconds else 0.0

@@ -1,6 +1,7 @@
 """Optimizers, and their state by parameter name."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,31 +9,49 @@ from torch import nn
 from lora_cli.config.optim import AdafactorConfig, AdamWConfig, OptimizerConfig, SgdConfig
 from lora_cli.errors import Problem, UserError
 
+# Parts of the names of B.
+_B = frozenset({"lora_B", "lora_embedding_B"})
+# Of a parameter group: what the learning rate of the run is multiplied by.
+_RATIO = "lr_ratio"
+
 
 def build_optimizer(
     config: OptimizerConfig, parameters: Mapping[str, nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """Build the optimizer over named parameters; weight decay applies to matrices alone."""
-    matrices = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in parameters.values() if parameter.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+    """Build the optimizer over named parameters.
+
+    Weight decay applies to matrices alone. With `lora_plus_ratio` the learning rate of every B is
+    that many times the usual one (Hayou et al. 2024, "LoRA+", arXiv:2402.12354); PEFT and the
+    authors' code give it to every vector too, which the paper does not ask for. Adafactor never
+    goes above ``1 / sqrt(step)``.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        is_b = config.lora_plus_ratio != 1.0 and not _B.isdisjoint(name.split("."))
+        groups.setdefault((is_b, parameter.ndim < 2), []).append(parameter)
+    ratios = {False: 1.0, True: config.lora_plus_ratio}
+    described: list[dict[str, Any]] = [
+        {
+            "params": groups[is_b, is_vector],
+            "weight_decay": 0.0 if is_vector else config.weight_decay,
+            "lr": config.lr * ratios[is_b],
+            _RATIO: ratios[is_b],
+        }
+        for is_b, is_vector in sorted(groups)
     ]
-    groups = [group for group in groups if group["params"]]
     match config:
         case AdamWConfig():
-            return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+            return torch.optim.AdamW(described, lr=config.lr, betas=config.betas, eps=config.eps)
         case SgdConfig():
-            return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+            return torch.optim.SGD(described, lr=config.lr, momentum=config.momentum)
         case AdafactorConfig():
-            return torch.optim.Adafactor(groups, lr=config.lr)
+            return torch.optim.Adafactor(described, lr=config.lr)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
+    """Set the learning rate of every group: `lr`, times LoRA+'s ratio for those of B."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group[_RATIO]
 
 
 def optimizer_state(

@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from lora_cli.config.sections import TrainerConfig
+
 Item = TypeVar("Item")
 
 
@@ -23,6 +25,12 @@ def epoch_order(num_rows: int, *, seed: int, epoch: int) -> tuple[int, ...]:
 def steps_per_epoch(num_rows: int, *, global_batch_size: int) -> int:
     """Return the optimizer steps of one pass: the last one takes the rows that are left."""
     return -(-num_rows // global_batch_size)
+
+
+def total_steps(config: TrainerConfig, num_rows: int) -> int:
+    """Return the optimizer steps of a whole run over `num_rows` training rows."""
+    per_epoch = steps_per_epoch(num_rows, global_batch_size=config.global_batch_size)
+    return config.max_steps or config.epochs * per_epoch
 
 
 def step_rows(

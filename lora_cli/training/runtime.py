@@ -95,6 +95,10 @@ class Runtime:
         """Undo the loss scale in the gradients."""
         self._accelerator.unscale_gradients(optimizer)
 
+    def was_skipped(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether the loss scaler left out the last step of a prepared optimizer."""
+        return bool(getattr(optimizer, "step_was_skipped", False))
+
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum of `values` over all processes."""
         total: torch.Tensor = self._accelerator.reduce(values, reduction="sum")

@@ -1,5 +1,6 @@
 """The adapter folder: everything that a later command needs, and what happens when it is not."""
 
+import dataclasses
 import json
 import shlex
 import shutil
@@ -18,7 +19,10 @@ from lora_cli.artifacts.adapter import (
     save_adapter,
 )
 from lora_cli.artifacts.peft_format import PeftAdapter
+from lora_cli.artifacts.tuned import TUNED_FILE, Tuned
 from lora_cli.errors import UserError
+from lora_cli.lora.prefix import STATE, PrefixSize
+from lora_cli.lora.settings import LoraSettings
 
 RECORDED = AdapterRecord(
     config={"seed": 3, "task": {"data": {"path": None}}},
@@ -32,9 +36,7 @@ LAYER = "bert.encoder.layer.0.attention.self.query"
 def make_adapter() -> PeftAdapter:
     draw = torch.Generator().manual_seed(0)
     return PeftAdapter(
-        r=2,
-        alpha=3.5,
-        dropout=0.25,
+        settings=LoraSettings(r=2, alpha=3.5, dropout=0.25),
         targets=("query",),
         saved_modules=("classifier",),
         task_type="SEQ_CLS",
@@ -68,13 +70,22 @@ def test_an_adapter_comes_back_as_it_was(folder: Path) -> None:
     adapter, record = load_adapter(folder)
     assert record == RECORDED
     saved = make_adapter()
-    assert (adapter.r, adapter.alpha, adapter.dropout) == (2, 3.5, 0.25)
+    assert isinstance(adapter, PeftAdapter)
+    assert adapter.settings == LoraSettings(r=2, alpha=3.5, dropout=0.25)
     assert (adapter.base_name, adapter.revision) == ("org/bert", "main")
     assert adapter.targets == ("query",)
     assert adapter.saved_modules == ("classifier",)
     assert adapter.state.keys() == saved.state.keys()
     assert all(torch.equal(adapter.state[name], saved.state[name]) for name in saved.state)
     assert (folder / "README.md").read_text() == "# card\n"
+
+
+def test_a_combination_says_what_it_is_from(tmp_path: Path) -> None:
+    combined = {"method": "ties", "adapters": [{"name": "a", "weight": 0.5, "sha256": "b" * 64}]}
+    made = dataclasses.replace(RECORDED, combined=combined)
+    save_adapter(tmp_path / "x", make_adapter(), made, card="", module_names=[LAYER, "classifier"])
+    assert load_adapter(tmp_path / "x")[1] == made
+    assert load_adapter(tmp_path / "x")[1] != RECORDED
 
 
 def test_saving_replaces_the_whole_folder_and_returns_its_size(folder: Path) -> None:
@@ -154,3 +165,44 @@ def test_an_unfinished_run_says_how_to_go_on(tmp_path: Path) -> None:
 def test_nothing_and_something_else_are_told_apart(tmp_path: Path) -> None:
     assert "does not exist" in problem_of(lambda: find_subject(str(tmp_path / "no"))).message
     assert "no adapter_config.json" in problem_of(lambda: find_subject(str(tmp_path))).message
+
+
+def test_what_peft_cannot_load_has_no_config_of_peft(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "adapter"
+    tuned = Tuned(state={"bert.encoder.layer.0.output.dense.bias": torch.arange(4.0)})
+    size = save_adapter(path, tuned, RECORDED, card="# card\n", module_names=[])
+    assert {entry.name for entry in path.iterdir()} == {TUNED_FILE, RECORD, "README.md"}
+    assert size == sum(entry.stat().st_size for entry in path.iterdir())
+    adapter, record = load_adapter(path)
+    assert isinstance(adapter, Tuned)
+    assert record == RECORDED
+    assert adapter.state.keys() == tuned.state.keys()
+    assert all(torch.equal(adapter.state[name], tuned.state[name]) for name in tuned.state)
+    assert find_subject(str(path)).run is None
+    (path.parent / "config.yaml").write_text("{}")
+    assert find_subject(str(path.parent)).adapter == path
+
+
+def test_a_prefix_is_written_as_peft_would(tmp_path: Path) -> None:
+    size = PrefixSize(num_tokens=2, num_layers=1, num_heads=2, head_size=3)
+    tuned = Tuned(
+        state={STATE: torch.randn(size.shape), "classifier.weight": torch.randn(2, 6)},
+        saved_modules=("classifier",),
+        task_type="SEQ_CLS",
+        base_name="org/bert",
+        prefix=size,
+    )
+    path = tmp_path / "adapter"
+    save_adapter(path, tuned, RECORDED, card="", module_names=[])
+    assert (path / "adapter_model.safetensors").is_file()
+    adapter, _ = load_adapter(path)
+    assert isinstance(adapter, Tuned)
+    assert (adapter.prefix, adapter.saved_modules) == (size, ("classifier",))
+    assert all(torch.equal(adapter.state[name], tuned.state[name]) for name in tuned.state)
+    assert find_subject(str(path)).adapter == path
+
+
+def test_a_stale_file_beside_a_config_of_peft_is_not_taken(folder: Path) -> None:
+    (folder / TUNED_FILE).write_bytes(b"")
+    adapter, _ = load_adapter(folder)
+    assert isinstance(adapter, PeftAdapter)

@@ -62,6 +62,18 @@ def test_body_says_what_was_trained_and_how_well() -> None:
     assert "ab" * 32 in html
 
 
+def test_a_combination_says_what_it_is_from() -> None:
+    sources = (("runs-a", "0.7", "cd" * 32), (HOSTILE, "-0.5", "ef" * 32))
+    html = html_of(parts(model_card(dataclasses.replace(CARD, parts=sources, after={})))[1])
+    assert "combined from 2 others with lora-cli" in html
+    assert "<td><code>runs-a</code></td>\n<td>0.7</td>\n<td><code>cdcd" in html
+    assert "<td>-0.5</td>\n<td><code>efef" in html
+    assert "Metrics" not in html
+    assert "trained with" not in html
+    for tag in ("<script", "<a ", "<img"):
+        assert tag not in html
+
+
 def test_code_sample_is_python_with_the_labels_in_order() -> None:
     code = code_of(model_card(CARD))
     ast.parse(code)

@@ -1,7 +1,7 @@
 """Checkpoints: bit-equal round trips, what is kept, what happens to damaged ones."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +44,7 @@ def make_state(step: int, *, best_step: int | None = None) -> TrainState:
 
 def bits(state: TrainState) -> dict[str, bytes]:
     tensors = {**state.adapter, **{f"optimizer/{n}": t for n, t in state.optimizer.items()}}
+    tensors |= {f"method/{name}": tensor for name, tensor in state.method.items()}
     return {name: bytes(tensor.numpy().tobytes()) for name, tensor in tensors.items()}
 
 
@@ -56,6 +57,19 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert loaded is not None
     assert asdict(loaded.progress) == asdict(state.progress)
     assert bits(loaded) == bits(state)
+
+
+def test_what_a_variant_keeps_comes_along(tmp_path: Path) -> None:
+    method = {"mean/a.lora_A": torch.rand(2, 3), "alive/a": torch.tensor([[True], [False]])}
+    state = replace(make_state(7), method=method)
+    path = save_checkpoint(tmp_path, state, facts=FACTS)
+    loaded = load_latest_checkpoint(tmp_path, facts=FACTS)
+    assert loaded is not None
+    assert bits(loaded) == bits(state)
+    assert loaded.method["alive/a"].dtype == torch.bool
+    # Losing it must not pass for a run that keeps nothing.
+    (path / "method.safetensors").unlink()
+    assert load_latest_checkpoint(tmp_path, facts=FACTS) is None
 
 
 @pytest.mark.parametrize(

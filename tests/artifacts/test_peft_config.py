@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from peft import LoraConfig
 
-from lora_cli.artifacts.peft_config import default_config, read_config
+from lora_cli.artifacts.peft_config import read_config
+from lora_cli.artifacts.peft_methods import default_config
 from lora_cli.errors import UserError
 
 
@@ -42,21 +43,14 @@ def test_minimal_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "field",
     [
-        {"use_dora": True},
-        {"use_rslora": True},
-        {"rank_pattern": {"query": 4}},
-        {"alpha_pattern": {"query": 4}},
-        {"bias": "all"},
-        {"fan_in_fan_out": True},
-        {"layers_to_transform": [0]},
         {"init_lora_weights": "pissa"},
         {"init_lora_weights": ["gaussian"]},
         {"peft_type": "IA3"},
-        {"target_parameters": ["w"]},
         {"megatron_core": "os.path"},
         {"layer_replication": [[0, 1]]},
-        {"trainable_token_indices": [1]},
-        {"lora_bias": True},
+        {"use_qalora": True},
+        {"loftq_config": {"loftq_bits": 4}},
+        {"ensure_weight_tying": True},
     ],
 )
 def test_unsupported_features_are_named(tmp_path: Path, field: dict[str, Any]) -> None:
@@ -85,6 +79,22 @@ def test_unsupported_features_are_named(tmp_path: Path, field: dict[str, Any]) -
         {"target_modules": ["*"]},
         {"target_modules": ["a" * 201]},
         {"target_modules": {"query": 1}},
+        {"target_parameters": "experts.*"},
+        {"use_dora": 1},
+        {"use_rslora": "yes"},
+        {"lora_bias": None},
+        {"bias": "some"},
+        {"rank_pattern": {"query": 0}},
+        {"rank_pattern": {"query": 2.5}},
+        {"rank_pattern": {"(a+)+b": 2}},
+        {"rank_pattern": ["query"]},
+        {"alpha_pattern": {"query": 0}},
+        {"alpha_pattern": {"q.*": 1}},
+        {"layers_to_transform": [-1]},
+        {"layers_to_transform": "0"},
+        {"layers_pattern": "h.*"},
+        {"trainable_token_indices": [1.5]},
+        {"trainable_token_indices": {"wte": "all"}},
         {"modules_to_save": "classifier"},
         {"modules_to_save": [".*"]},
         {"exclude_modules": ".*query"},
@@ -109,7 +119,7 @@ def test_regular_expressions_are_refused_without_being_run(tmp_path: Path) -> No
 
 
 def test_all_problems_together(tmp_path: Path) -> None:
-    error = fault(write(tmp_path, r=0, use_dora=True, lora_alfa=3, auto_map={"a": "b"}))
+    error = fault(write(tmp_path, r=0, use_qalora=True, lora_alfa=3, auto_map={"a": "b"}))
     assert [p.id for p in error.problems] == [
         "adapter.unknown-key",
         "adapter.unknown-key",

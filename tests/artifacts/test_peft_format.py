@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from lora_cli.artifacts.peft_format import PeftAdapter, load_peft, peft_files
 from lora_cli.errors import UserError
+from lora_cli.lora.settings import LoraSettings
 
 LAYER = "bert.encoder.layer.0.attention.self.query"
 
@@ -25,9 +26,7 @@ def write_peft(folder: Path, adapter: PeftAdapter, *, module_names: Iterable[str
 def adapter() -> PeftAdapter:
     torch.manual_seed(0)
     return PeftAdapter(
-        r=2,
-        alpha=4.5,
-        dropout=0.1,
+        settings=LoraSettings(r=2, alpha=4.5, dropout=0.1),
         targets=(LAYER,),
         saved_modules=("classifier",),
         task_type="SEQ_CLS",
@@ -102,7 +101,7 @@ def test_same_adapter_same_bytes(tmp_path: Path) -> None:
 
 
 def test_whole_alpha_is_an_integer_as_peft_writes_it(tmp_path: Path) -> None:
-    write_peft(tmp_path, dataclasses.replace(adapter(), alpha=16.0))
+    write_peft(tmp_path, dataclasses.replace(adapter(), settings=LoraSettings(r=2, alpha=16.0)))
     assert '"lora_alpha": 16,' in (tmp_path / "adapter_config.json").read_text()
 
 

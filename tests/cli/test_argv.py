@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_cli.cli.argv import split
+from lora_cli.cli.argv import COMMANDS_OF_FLAG, split
+from lora_cli.config.commands import COMMANDS
 from lora_cli.errors import UserError
 
 
@@ -21,11 +22,11 @@ def test_flags_before_the_command() -> None:
 
 
 def test_flags_of_hydra_keep_their_values() -> None:
-    line = split(["train", "--cfg=job", "-p", "lora", "--resolve", "-cd", "x", "--info", "a=b"])
+    line = split(["train", "--cfg=job", "-p", "lora", "--resolve", "-cd", "x", "a=b"])
     assert line.hydra_flags == (
-        *("--cfg", "job", "--package", "lora", "--resolve"),
-        *("--config-dir", "x", "--info", "all"),
+        *("--cfg", "job", "--package", "lora", "--resolve", "--config-dir", "x"),
     )
+    assert split(["train", "--info", "a=b"]).hydra_flags == ("--info", "all")
     assert line.overrides == ("a=b",)
     assert split(["train", "--info", "plugins"]).hydra_flags == ("--info", "plugins")
 
@@ -45,6 +46,33 @@ def test_what_is_asked_for_instead(arguments: list[str], wants: str) -> None:
     assert split(arguments).wants == wants
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("flag", COMMANDS_OF_FLAG)
+def test_flags_that_a_command_does_not_read_are_refused(command: str, flag: str) -> None:
+    given = [flag, "x", "--config-dir", "y"] if flag == "--config-name" else [flag]
+    if command in COMMANDS_OF_FLAG[flag]:
+        assert split([command, *given]).command == command
+        return
+    with pytest.raises(UserError, match=rf"`{flag}` must be left out of `lora-cli {command}`"):
+        split([command, *given])
+
+
+@pytest.mark.parametrize(
+    "flags", [["--cfg", "job", "-m"], ["--info", "-m"], ["--cfg", "job", "--info"], ["--resolve"]]
+)
+def test_flags_that_do_not_go_together(flags: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        split(["train", *flags])
+    assert caught.value.problems[0].id == "cli.bad-flag"
+
+
+def test_the_model_of_targets_is_a_setting() -> None:
+    for subject, fix in (("bert", "model=bert"), ("./bert", "model.path=./bert")):
+        with pytest.raises(UserError) as caught:
+            split(["targets", subject])
+        assert caught.value.problems[0].fix == f"lora-cli targets {fix}"
+
+
 def test_texts_are_quoted_and_null_is_not() -> None:
     line = split(["train", "run.dir=/tmp/a=b", "++run.name=it's", "model.path=null", "lora.r=4"])
     assert line.overrides == (
@@ -53,6 +81,13 @@ def test_texts_are_quoted_and_null_is_not() -> None:
         "model.path=null",
         "lora.r=4",
     )
+
+
+def test_lists_of_paths_and_mappings_are_quoted() -> None:
+    line = split(["merge", "adapters=[a b,c=d]", "weights=[1,2]", "adapters=null"])
+    assert line.overrides == ("adapters=['a b','c=d']", "weights=[1,2]", "adapters=null")
+    line = split(["train", 'lora.rank_pattern={"q[kv]": 1}', "lora.targets=[a,b]"])
+    assert line.overrides == (r"lora.rank_pattern={q\[kv\]: 1}", "lora.targets=[a,b]")
 
 
 def test_a_recipe_is_the_subject_of_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +117,8 @@ def test_a_recipe_is_the_subject_of_train(tmp_path: Path, monkeypatch: pytest.Mo
         (["train", "--config-name", "x"], "cli.bad-flag"),
         (["train", "none.yaml"], "recipe.not-found"),
         (["eval", "a", "b"], "cli.second-subject"),
+        (["targets", "a"], "cli.needless-subject"),
+        (["train", "lora.alpha_pattern={a:1,a:2}"], "config.repeated"),
     ],
 )
 def test_bad_lines(arguments: list[str], identity: str) -> None:

@@ -66,7 +66,7 @@ def test_ctrl_c_in_the_final_evaluation_says_how_to_go_on(
     tiny_run: Any, run_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("lora_cli.commands.train.merge_lora", press_ctrl_c)
+        patch.setattr("lora_cli.commands.saving.merge_lora", press_ctrl_c)
         stopped = run_cli("train", *tiny_run.settings, "run.dir=a", cwd=tmp_path)
     assert stopped.code == 75, stopped.err
     assert "everything up to step 4 is saved" in stopped.err
@@ -141,7 +141,7 @@ def test_the_result_is_written_last(
     def crash(*_: Any) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr("lora_cli.commands.train.write_report", crash)
+    monkeypatch.setattr("lora_cli.commands.saving.write_report", crash)
     assert run_cli("train", *tiny_run.settings, "run.dir=a", cwd=tmp_path).code == 70
     assert (tmp_path / "a" / "predictions" / "validation.jsonl").exists()
     assert not (tmp_path / "a" / "result.json").exists()

@@ -114,7 +114,8 @@ def test_description_names_base_and_settings(tiny_run: Any) -> None:
 def test_messages_go_to_stderr_and_tables_to_stdout(tiny_run: Any) -> None:
     finished = tiny_run.finished
     assert re.search(r"adapter +\d\.\d{4}", finished.out)
-    assert re.search(r"^adapters: 4 layers, query \(2\), value \(2\)", finished.err, re.M)
+    matched = r"^adapters: query: 2 layers \(0-1\), value: 2 layers \(0-1\)$"
+    assert re.search(matched, finished.err, re.M)
     assert "whole: bert.pooler, classifier" in finished.err
     assert re.search(r"^step 4/4 +epoch 1\.00 +loss \d", finished.err, re.M)
     assert "run directory: runs/a" in finished.err

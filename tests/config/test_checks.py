@@ -57,6 +57,45 @@ def test_what_is_missing_is_named_with_the_ways_out(problems_of: Any) -> None:
     assert "model.path=DIR" in model.fix
 
 
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        (["a", "adapters=[b,c]"], ["from"]),
+        (["adapters=[b,c]"], ["output"]),
+        (["adapters=[b,c]", "output=o", "weights=[1]"], ["weights"]),
+        (["adapters=[b,'']", "output=o"], ["adapters"]),
+        (["adapters=[]"], ["from"]),
+        (["adapters=[b]", "output=o", "method=ties", "density=0"], ["density"]),
+    ],
+)
+def test_what_is_merged(problems_of: Any, overrides: list[str], keys: list[str]) -> None:
+    assert [problem.key for problem in problems_of("merge", *overrides)] == keys
+
+
+def test_several_adapters_are_merged(compose_all: Any) -> None:
+    (composed,) = compose_all(
+        "merge", "adapters=[runs/a=b,'c, d']", "weights=[0.7,-0.3]", "output=o", "into=adapter"
+    )
+    assert composed.config.adapters == ("runs/a=b", "c, d")
+    assert composed.config.weights == (0.7, -0.3)
+
+
+def test_targets_need_a_model_and_no_rows(problems_of: Any, compose_all: Any) -> None:
+    (problem,) = problems_of("targets")
+    assert problem.key == "model.path"
+    found = problems_of("targets", "model=minilm", "task.data.path=x", "task.max_length=9")
+    assert [problem.key for problem in found] == ["task.data.path", "task.max_length"]
+    assert {problem.id for problem in found} == {"config.not-read"}
+    (composed,) = compose_all("targets", "model=minilm", "task=sst2", "ranks=[2,3]", "lora=dora")
+    assert (composed.config.ranks, composed.config.lora.variant) == ((2, 3), "dora")
+    (problem,) = problems_of("targets", "model=minilm", "model.sha256=00")
+    assert problem.message == (
+        "`model.sha256` must be left out, since no weights are read, but is set."
+    )
+    (problem,) = problems_of("targets", "model=minilm", "lora.targets=[]")
+    assert problem.key == "lora.targets"
+
+
 @pytest.mark.parametrize("command", ["eval", "predict", "merge", "export"])
 def test_a_subject_is_needed(problems_of: Any, command: str) -> None:
     (problem,) = problems_of(command)

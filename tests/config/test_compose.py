@@ -32,6 +32,10 @@ def test_composing_gives_plain_values() -> None:
         found = compose(["model=bert", "++lora.r=3"])
         assert found.plain["lora"]["r"] == 3
         assert found.choices["model"] == "bert"
+        changed = found.replaced({"lora.rank_pattern": {"key": 2}, "seed": 7})
+        assert (changed["lora"]["rank_pattern"], changed["seed"]) == ({"key": 2}, 7)
+        assert found.replaced({}) == found.plain
+        assert (found.plain["lora"]["rank_pattern"], found.plain["seed"]) == ({}, 42)
         with pytest.raises(UserError, match="must compose"):
             compose(["model=none"])
 

@@ -36,3 +36,22 @@ def test_a_written_recipe_repeats_the_run(compose_all: Any, tmp_path: Path) -> N
 def test_nothing_chosen_is_an_empty_recipe(compose_all: Any) -> None:
     (composed,) = compose_all("eval", "from=runs/x")
     assert composed.user == {"from": str(Path.cwd() / "runs" / "x")}
+
+
+def test_mappings_and_lists_survive_the_written_recipe(compose_all: Any, tmp_path: Path) -> None:
+    (first,) = compose_all(
+        "train",
+        "model=minilm",
+        "task=sst2",
+        'lora.rank_pattern={z: 4, "*.layer.[01].*": 16, a: 2}',
+        "lora.alpha_pattern={}",
+        "lora.layers=[0,8-11]",
+        "adapter=runs/a",
+    )
+    recipe = tmp_path / "deep" / "recipe.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text(recipe_text(first), encoding="utf-8")
+    (again,) = compose_all("train", str(recipe))
+    assert again.config == first.config
+    assert list(again.config.lora.rank_pattern) == ["z", "*.layer.[01].*", "a"]
+    assert again.config.adapter == str(tmp_path / "runs" / "a")

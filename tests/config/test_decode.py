@@ -31,6 +31,16 @@ def test_defaults_survive_a_round_trip(command: str) -> None:
         ("trainer.eval_steps", "epoch", "epoch"),
         ("trainer.max_grad_norm", None, None),
         ("optimizer.betas", [0.8, 0.9], (0.8, 0.9)),
+        ("lora.layers", 3, (3,)),
+        ("lora.layers", "8-11", ("8-11",)),
+        ("lora.layers", [0, -1, "top-4"], (0, -1, "top-4")),
+        ("lora.rank_pattern", {}, {}),
+        (
+            "lora.rank_pattern",
+            {"query": 4, "*.layer.0.*": 16, 0: 2},
+            {"query": 4, "*.layer.0.*": 16, "0": 2},
+        ),
+        ("lora.alpha_pattern", {"query": 4}, {"query": 4.0}),
     ],
 )
 def test_values_become_what_they_mean(name: str, value: Any, expected: Any) -> None:
@@ -74,6 +84,14 @@ def test_values_become_what_they_mean(name: str, value: Any, expected: Any) -> N
         ("seed", 2**32),
         ("unknown", 1),
         ("lora.rank", 1),
+        ("lora.layers", [1.5]),
+        ("lora.layers", True),
+        ("lora.layers", {}),
+        ("lora.rank_pattern", None),
+        ("lora.rank_pattern", 4),
+        ("lora.rank_pattern", ["query"]),
+        ("strategy.name", "lorra"),
+        ("adapter_mode", "add"),
     ],
 )
 def test_bad_values_are_named(name: str, value: Any) -> None:
@@ -81,6 +99,46 @@ def test_bad_values_are_named(name: str, value: Any) -> None:
     assert config is None
     assert [problem.key for problem in problems] == [name]
     assert f"`{name}` must be" in problems[0].message
+
+
+def test_entries_of_a_mapping_are_named() -> None:
+    pattern = {"query": 0, "a.b": "x", "key": True, "value": 2, 0: None, True: 3, 1.5: 4}
+    plain = {"rank_pattern": pattern, "alpha_pattern": {"query": 0.0}}
+    config, problems = decode(TrainConfig, {"lora": plain})
+    assert config is None
+    rank = "lora.rank_pattern"
+    assert [problem.key for problem in problems] == [
+        *(f"{rank}.query", f"{rank}.a.b", f"{rank}.key", f"{rank}.0"),
+        *(rank, rank, "lora.alpha_pattern.query"),
+    ]
+    assert problems[0].message == (
+        "`lora.rank_pattern.query` must be a whole number of at least 1, but is 0."
+    )
+    assert problems[-1].message.endswith("must be a number above 0, but is 0.0.")
+
+
+def test_a_mapping_keeps_its_order() -> None:
+    pattern = {"b": 1, "a": 2, "*": 3}
+    config, _ = decode(TrainConfig, {"lora": {"rank_pattern": pattern}})
+    assert config is not None
+    assert list(config.lora.rank_pattern) == ["b", "a", "*"]
+    assert decode(TrainConfig, to_plain(config)) == (config, [])
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "value", "words"),
+    [
+        ("train", "lora.exclude", 3, "a list of names"),
+        ("train", "lora.layers", 1.5, "a list of whole numbers or names"),
+        ("merge", "adapters", 3, "a list of paths"),
+        ("merge", "weights", "x", "a list of numbers"),
+        ("targets", "ranks", [0], "a list of whole numbers of at least 1"),
+        ("train", "lora.alpha_pattern", 3, "a mapping from names to numbers above 0"),
+    ],
+)
+def test_lists_and_mappings_in_words(command: str, name: str, value: Any, words: str) -> None:
+    _, (problem,) = decode(COMMANDS[command], nest({name: value}))
+    assert words in problem.message
 
 
 def test_every_problem_is_found() -> None:
@@ -101,7 +159,9 @@ JSON = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["lora", "r", "optimizer", "name", "task", "data", "betas", "x"]),
+            st.sampled_from(
+                ["lora", "r", "optimizer", "name", "task", "data", "betas", "rank_pattern", "x"]
+            ),
             inner,
             max_size=3,
         )

@@ -15,12 +15,14 @@ def test_the_groups_of_train() -> None:
     assert default_options("train") == {
         "model": None,
         "task": "text_classification",
+        "strategy": "lora",
         "lora": "default",
         "optimizer": "adamw",
         "scheduler": "linear",
         "trainer": "default",
     }
     assert default_options("eval") == {}
+    assert list(default_options("targets")) == ["model", "task", "lora"]
     assert group_names() == sorted(default_options("train"))
 
 

@@ -26,6 +26,18 @@ def test_sound_overrides_are_kept() -> None:
     assert [problem.key for problem in problems] == ["lora.x"]
 
 
+def test_a_misspelt_section_is_corrected_with_its_setting() -> None:
+    texts = ("lroa.r=4", "loora.vera.seed=1", "sed=1", "xyz.foo=1")
+    _, problems = sort_overrides(request(*texts))
+    assert [problem.fix for problem in problems] == [
+        'did you mean "lora.r"?',
+        'did you mean "lora.vera.seed"?',
+        'did you mean "seed"?',
+        None,
+    ]
+    assert all("trainer" in (problem.allowed or "") for problem in problems)
+
+
 def test_only_own_data_of_train_resets_names() -> None:
     assert resets(request("task=sst2")) == {}
     assert resets(request("model=minilm")) == {}

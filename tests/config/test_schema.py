@@ -1,12 +1,15 @@
 import pytest
 
-from lora_cli.config.commands import COMMANDS, VARIANTS, SgdConfig
+from lora_cli.config.adapters import LoraConfig
+from lora_cli.config.commands import COMMANDS, VARIANTS
+from lora_cli.config.optim import SgdConfig
 from lora_cli.config.schema import (
     all_keys,
     base_node,
     field_docs,
     flatten,
     iter_keys,
+    mapping_settings,
     nest,
     package_folder,
     select,
@@ -40,9 +43,12 @@ def test_keys_of_all_variants_are_known() -> None:
 
 
 def test_the_base_leaves_variants_to_their_groups() -> None:
-    assert set(base_node("train")) == {"model", "lora", "trainer", "run", "seed"}
+    assert set(base_node("train")) == {
+        *("model", "lora", "trainer", "run", "adapter", "adapter_mode", "seed")
+    }
     assert "task" in base_node("eval")
-    assert set(VARIANTS) == {"task", "optimizer", "scheduler"}
+    assert set(base_node("targets")) == {"model", "lora", "ranks", "num_labels"}
+    assert set(VARIANTS) == {"task", "strategy", "optimizer", "scheduler"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -54,12 +60,53 @@ def test_flatten_and_nest_undo_each_other(command: str) -> None:
 
 
 def test_values_are_shown_as_they_are_typed() -> None:
-    assert [show(value) for value in (None, True, (1, "a"), 0.5)] == [
+    assert [show(value) for value in (None, True, (1, "a"), 0.5, {"a": 1, "b.*": None}, {})] == [
         "null",
         "true",
         "[1, a]",
         "0.5",
+        "{a: 1, b.*: null}",
+        "{}",
     ]
+
+
+def test_a_mapping_is_one_setting() -> None:
+    assert mapping_settings() == {"lora.rank_pattern", "lora.alpha_pattern"}
+    pattern = {"query": 4, "*.layer.0.*": 16}
+    plain = {"lora": {"r": 3, "rank_pattern": pattern, "alpha_pattern": {}}}
+    leaves = {"lora.r": 3, "lora.rank_pattern": pattern, "lora.alpha_pattern": {}}
+    assert flatten(plain) == leaves
+    assert nest(leaves) == plain
+    assert flatten({"rank_pattern": pattern}, "lora.") == {"lora.rank_pattern": pattern}
+    key = all_keys("train")["lora.rank_pattern"]
+    assert key.is_mapping
+    assert short_type(key.annotation, {}) == "{name: int, ...}"
+    assert not all_keys("train")["lora.r"].is_mapping
+
+
+def test_plain_values_share_nothing_with_the_config() -> None:
+    config = LoraConfig(rank_pattern={"query": 4})
+    to_plain(config)["rank_pattern"]["key"] = 2
+    assert config.rank_pattern == {"query": 4}
+
+
+def test_lists_are_known() -> None:
+    keys = all_keys("merge") | all_keys("train")
+    assert {name for name, key in keys.items() if key.is_list and key.is_text} == {
+        *("adapters", "lora.trainable_tokens")
+    }
+    assert {"lora.layers", "task.data.label_names", "weights"} <= {
+        name for name, key in keys.items() if key.is_list
+    }
+    assert not keys["optimizer.betas"].is_list
+
+
+def test_conditions_of_a_section_hold_for_its_settings() -> None:
+    key = all_keys("train")["lora.eva.rows"]
+    assert list(key.only) == ["strategy.name", "lora.variant", "lora.init"]
+    assert all_keys("targets")["lora.eva.rows"].only["lora.init"] == ("eva",)
+    assert "strategy.name" not in all_keys("targets")["lora.eva.rows"].only
+    assert all_keys("train")["seed"].only == {}
 
 
 def test_the_folders_that_travel_with_the_program_exist() -> None:

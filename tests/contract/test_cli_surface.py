@@ -8,7 +8,9 @@ from pathlib import Path
 
 from lora_cli.cli.argv import ALL_FLAGS
 from lora_cli.config.commands import COMMANDS
+from lora_cli.config.derived import describe_factors
 from lora_cli.config.groups import default_options, group_options
+from lora_cli.config.reading import shown_choice
 from lora_cli.config.schema import iter_keys, short_type, show, variants_of
 
 SNAPSHOT = Path(__file__).with_name("surface.txt")
@@ -37,10 +39,16 @@ def surface() -> str:
             bounds = " ".join(
                 f"{name} {value}"
                 for name, value in key.metadata.items()
-                if name not in {"path", "text"}
+                if name not in {"path", "text", "only", "times"}
             )
             kind = short_type(key.annotation, key.metadata) + (f" ({bounds})" if bounds else "")
-            lines.append(f"  {prefix}{key.name}: {kind} = {show(key.default)}")
+            needs = [
+                shown_choice(name, "|".join(values)) if values else name
+                for name, values in key.only.items()
+            ]
+            with_ = f" with {' '.join(needs)}" if needs else ""
+            times = f" ({describe_factors(key)})" if "times" in key.metadata else ""
+            lines.append(f"  {prefix}{key.name}: {kind} = {show(key.default)}{with_}{times}")
     return "\n".join(lines) + "\n"
 
 

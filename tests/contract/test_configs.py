@@ -22,7 +22,9 @@ ISSUE = {
     "model": "bert distilbert roberta deberta-v3 albert electra modernbert minilm "
     "multilingual-e5-small bert-base-chinese",
     "task": "sst2 imdb ag_news cola emotion banking77 trec text_classification",
-    "optimizer": "adamw sgd adafactor",
+    "strategy": "lora full head top bitfit lora_then_full adapter prefix",
+    "lora": "default all-linear rslora dora lora_fa pissa olora eva adalora vera",
+    "optimizer": "adamw sgd adafactor lora_plus",
     "scheduler": "linear cosine constant polynomial",
     "trainer": "default smoke debug",
 }
@@ -76,8 +78,13 @@ def test_options_hold_differences_only(path: Path) -> None:
     assert "_target_" not in str(content)
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "train"])
+@pytest.mark.parametrize("command", ["eval", "predict", "merge", "export"])
 def test_every_command_composes(command: str) -> None:
     composed = compose(command, "runs/x")
     assert composed.config.from_ == "runs/x"
     assert decode(COMMANDS[command], to_plain(composed.config)) == (composed.config, [])
+
+
+def test_targets_compose() -> None:
+    composed = compose("targets", "model=bert", "task=sst2", "lora=all-linear")
+    assert decode(COMMANDS["targets"], to_plain(composed.config)) == (composed.config, [])

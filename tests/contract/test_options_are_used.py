@@ -6,24 +6,22 @@ from pathlib import Path
 
 import pytest
 
+from lora_cli.config import adapters, optim, sections, strategies
 from lora_cli.config import commands as command_configs
-from lora_cli.config import optim, sections
 
 PACKAGE = Path(__file__).parents[2] / "lora_cli"
 READERS = [path for path in PACKAGE.rglob("*.py") if path.parent.name != "config"]
 # Decided before the config is decoded, by the config group that was chosen.
 DECIDES_THE_CLASS = {
-    ("AdamWConfig", "name"),
-    ("SgdConfig", "name"),
-    ("AdafactorConfig", "name"),
-} | {
-    (name, "name")
-    for name in ("LinearConfig", "CosineConfig", "ConstantConfig", "PolynomialConfig")
+    (cls.__name__, tag)
+    for tag, table in command_configs.VARIANTS.values()
+    for cls in table.values()
+    if tag == "name"
 }
 FIELDS = sorted(
     {
         (cls.__name__, field.name)
-        for module in (sections, optim, command_configs)
+        for module in (sections, adapters, strategies, optim, command_configs)
         for cls in vars(module).values()
         if isinstance(cls, type) and dataclasses.is_dataclass(cls)
         for field in dataclasses.fields(cls)

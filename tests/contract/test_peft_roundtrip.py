@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from lora_cli.artifacts.peft_format import PeftAdapter, load_peft, peft_files
 from lora_cli.lora.inject import freeze_base, inject_lora, saved_modules, trainable_parameters
 from lora_cli.lora.merge import merge_lora
+from lora_cli.lora.settings import LoraSettings
 from lora_cli.lora.state import adapter_state, load_adapter_state
 from lora_cli.lora.targets import match_targets, resolve_targets
 from lora_cli.models.families import auto_targets
@@ -98,7 +99,7 @@ def build_ours(base: nn.Module, family: str) -> tuple[nn.Module, tuple[str, ...]
     names = resolve_targets(
         base, targets="auto", exclude=(), auto=auto_targets(family), saved_modules=saved
     ).names
-    inject_lora(base, names, r=R, alpha=ALPHA, dropout=0.0)
+    inject_lora(base, names, LoraSettings(r=R, alpha=ALPHA, dropout=0.0))
     freeze_base(base, saved)
     shake(base)
     return base, names, saved
@@ -119,9 +120,7 @@ def adapter_of(
     model: nn.Module, names: tuple[str, ...], saved: tuple[str, ...], task_type: str | None
 ) -> PeftAdapter:
     return PeftAdapter(
-        r=R,
-        alpha=ALPHA,
-        dropout=0.0,
+        settings=LoraSettings(r=R, alpha=ALPHA, dropout=0.0),
         targets=names,
         saved_modules=saved,
         task_type=task_type,
@@ -147,7 +146,7 @@ def load_with_ours(family: str, folder: Path) -> nn.Module:
     names = match_targets(
         base, targets=adapter.targets, exclude=adapter.exclude, saved_modules=saved
     )
-    inject_lora(base, names, r=adapter.r, alpha=adapter.alpha, dropout=adapter.dropout)
+    inject_lora(base, names, adapter.settings)
     freeze_base(base, saved)
     load_adapter_state(base, adapter.state, saved)
     return base
@@ -242,7 +241,7 @@ def test_peft_loads_a_file_without_a_saved_head(tmp_path: Path) -> None:
     # With SEQ_CLS PEFT would look for the head in the file and stop with a KeyError.
     base = build_base("bert")
     names = match_targets(base, targets=("query",), saved_modules=())
-    inject_lora(base, names, r=R, alpha=ALPHA, dropout=0.0)
+    inject_lora(base, names, LoraSettings(r=R, alpha=ALPHA, dropout=0.0))
     freeze_base(base, ())
     shake(base)
     write_peft(tmp_path, adapter_of(base, names, (), "SEQ_CLS"))
@@ -260,7 +259,7 @@ def test_exact_paths_where_last_parts_would_select_more(tmp_path: Path) -> None:
     modules = [name for name, _ in base.named_modules()]
     names = match_targets(base, targets=("layer.0.attention.self.query",), saved_modules=())
     assert len(names) == 1
-    inject_lora(base, names, r=R, alpha=ALPHA, dropout=0.0)
+    inject_lora(base, names, LoraSettings(r=R, alpha=ALPHA, dropout=0.0))
     freeze_base(base, ("classifier",))
     shake(base)
     write_peft(tmp_path, adapter_of(base, names, ("classifier",), "SEQ_CLS"), module_names=modules)
@@ -282,3 +281,56 @@ def test_peft_exclusions_and_all_linear_are_read(tmp_path: Path) -> None:
     shake(theirs)
     theirs.save_pretrained(tmp_path)
     assert gap(load_with_ours("bert", tmp_path), theirs) <= 1e-5
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_trained_biases_are_those_of_peft(bias: str, tmp_path: Path) -> None:
+    ours = build_base("bert")
+    saved = ("classifier",)
+    names = match_targets(ours, targets=("query",), saved_modules=saved)
+    settings = LoraSettings(r=R, alpha=ALPHA, bias=bias)
+    inject_lora(ours, names, settings)
+    freeze_base(ours, saved, bias=bias)
+    shake(ours)
+    adapter = PeftAdapter(
+        settings=settings,
+        targets=names,
+        saved_modules=saved,
+        task_type="SEQ_CLS",
+        base_name=None,
+        revision=None,
+        state=adapter_state(ours, saved),
+    )
+    write_peft(tmp_path / "ours", adapter)
+    config = LoraConfig(
+        r=R,
+        lora_alpha=ALPHA,
+        target_modules=["query"],
+        modules_to_save=["classifier"],
+        task_type="SEQ_CLS",
+        bias=bias,
+    )
+    theirs = get_peft_model(build_base("bert"), config)
+    theirs.save_pretrained(tmp_path / "theirs")
+    shapes = [
+        {
+            name: (tensor.shape, tensor.dtype)
+            for name, tensor in load_file(tmp_path / side / "adapter_model.safetensors").items()
+            # PEFT repeats the bias of the head under the names of its own wrapper.
+            if ".classifier.modules_to_save." not in name and ".original_module." not in name
+        }
+        for side in ("ours", "theirs")
+    ]
+    assert shapes[0] == shapes[1]
+    assert load_peft(tmp_path / "theirs").state.keys() == load_peft(tmp_path / "ours").state.keys()
+    trained = {n for n, p in theirs.named_parameters() if p.requires_grad}
+    assert len(trained) == len(trainable_parameters(ours))
+    loaded = PeftModel.from_pretrained(build_base("bert"), tmp_path / "ours").eval()
+    assert torch.allclose(loaded(**batch()).logits, ours(**batch()).logits, atol=1e-5)
+    again = load_peft(tmp_path / "ours")
+    assert again.settings.bias == bias
+    other = build_base("bert")
+    inject_lora(other, names, again.settings)
+    freeze_base(other, again.saved_modules, bias=bias)
+    load_adapter_state(other, again.state, again.saved_modules)
+    assert torch.equal(other(**batch()).logits, ours(**batch()).logits)

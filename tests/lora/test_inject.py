@@ -6,8 +6,10 @@ from transformers import BertConfig, BertForSequenceClassification, T5Config, T5
 from lora_cli.errors import UserError
 from lora_cli.lora.inject import freeze_base, inject_lora, saved_modules, trainable_parameters
 from lora_cli.lora.linear import LoraLinear
+from lora_cli.lora.settings import LoraSettings
 from lora_cli.lora.state import adapter_state
-from lora_cli.lora.targets import UnmatchedTargetsError, match_targets
+from lora_cli.lora.targets import match_targets
+from lora_cli.lora.unmatched import UnmatchedTargetsError
 
 CONFIG = BertConfig(
     vocab_size=20,
@@ -33,18 +35,18 @@ def test_inject_changes_nothing_at_the_start_and_only_the_named_layers() -> None
     model = build()
     before = model(IDS).logits
     names = match_targets(model, targets=("query",), saved_modules=())
-    inject_lora(model, names, r=2, alpha=4.0, dropout=0.1)
+    inject_lora(model, names, LoraSettings(r=2, alpha=4.0, dropout=0.1))
     assert torch.equal(model(IDS).logits, before)
     assert [n for n, m in model.named_modules() if isinstance(m, LoraLinear)] == list(names)
-    with pytest.raises(TypeError, match="LoraLinear"):
-        inject_lora(model, names, r=2, alpha=4.0, dropout=0.0)
+    with pytest.raises(UserError, match="LoraLinear"):
+        inject_lora(model, names, LoraSettings(r=2, alpha=4.0, dropout=0.0))
 
 
 def test_inject_inside_a_sequential_and_is_seeded() -> None:
     def start() -> nn.Module:
         model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
         torch.manual_seed(5)
-        inject_lora(model, ["0", "2"], r=1, alpha=1.0, dropout=0.0)
+        inject_lora(model, ["0", "2"], LoraSettings(r=1, alpha=1.0, dropout=0.0))
         return model
 
     one, two = start(), start()
@@ -57,7 +59,7 @@ def test_trained_is_exactly_adapters_and_saved_modules() -> None:
     model = build()
     saved = saved_modules(model, missing(model, "classifier"), ("bert.pooler",))
     names = match_targets(model, targets=("query",), saved_modules=saved)
-    inject_lora(model, names, r=2, alpha=4.0, dropout=0.0)
+    inject_lora(model, names, LoraSettings(r=2, alpha=4.0, dropout=0.0))
     freeze_base(model, saved)
     expected = {f"{name}.lora_{part}.weight" for name in names for part in "AB"}
     for leaf in ("weight", "bias"):
@@ -75,7 +77,7 @@ def test_every_layer_of_t5_is_reached() -> None:
     )
     model = T5Model(config)
     names = match_targets(model, targets="all-linear", saved_modules=())
-    inject_lora(model, names, r=2, alpha=4.0, dropout=0.0)
+    inject_lora(model, names, LoraSettings(r=2, alpha=4.0, dropout=0.0))
     freeze_base(model, ())
     model(input_ids=IDS, decoder_input_ids=IDS).last_hidden_state.pow(3).sum().backward()
     reached = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
@@ -89,7 +91,7 @@ def test_saved_modules_on_a_bfloat16_base(extra: tuple[str, ...]) -> None:
     saved = saved_modules(model, missing(model, "classifier"), extra)
     names = match_targets(model, targets=("query",), saved_modules=saved)
     exact = model(IDS).logits
-    inject_lora(model, names, r=2, alpha=4.0, dropout=0.0)
+    inject_lora(model, names, LoraSettings(r=2, alpha=4.0, dropout=0.0))
     freeze_base(model, saved)
     logits = model(IDS).logits
     # The head's own output is not rounded; frozen layers still get what they expect.

@@ -7,13 +7,14 @@ from torch import nn
 from lora_cli.lora.inject import inject_lora
 from lora_cli.lora.linear import LoraLinear
 from lora_cli.lora.merge import merge_lora
+from lora_cli.lora.settings import LoraSettings
 
 
 def test_merged_model_is_plain_and_computes_the_same() -> None:
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Sequential(nn.Linear(5, 4)))
     model = copy.deepcopy(plain)
-    inject_lora(model, ["0", "2.0"], r=2, alpha=4.0, dropout=0.3)
+    inject_lora(model, ["0", "2.0"], LoraSettings(r=2, alpha=4.0, dropout=0.3))
     for module in model.modules():
         if isinstance(module, LoraLinear):
             nn.init.normal_(module.lora_B.weight)

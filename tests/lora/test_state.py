@@ -4,6 +4,7 @@ from torch import nn
 
 from lora_cli.errors import UserError
 from lora_cli.lora.inject import freeze_base, inject_lora
+from lora_cli.lora.settings import LoraSettings
 from lora_cli.lora.state import adapter_state, load_adapter_state
 
 
@@ -21,7 +22,7 @@ def build(seed: int = 0) -> Net:
     torch.manual_seed(0)
     model = Net()
     torch.manual_seed(seed)
-    inject_lora(model, ["body"], r=2, alpha=2.0, dropout=0.0)
+    inject_lora(model, ["body"], LoraSettings(r=2, alpha=2.0, dropout=0.0))
     freeze_base(model, ("head",))
     return model
 

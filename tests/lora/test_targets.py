@@ -2,17 +2,28 @@ import time
 
 import pytest
 import torch
+import transformers
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    PreTrainedConfig,
+)
 
 from lora_cli.errors import UserError
+from lora_cli.lora.build import adaptable_kinds
+from lora_cli.lora.kinds import is_linear, kind_of
 from lora_cli.lora.targets import (
     ResolvedTargets,
     Targets,
-    UnmatchedTargetsError,
     match_targets,
     resolve_targets,
 )
+from lora_cli.lora.unmatched import UnmatchedTargetsError
 
 CONFIG = BertConfig(
     vocab_size=20,
@@ -22,6 +33,13 @@ CONFIG = BertConfig(
     intermediate_size=8,
     num_labels=3,
 )
+
+
+DECODER = "cls.predictions.decoder"
+
+
+def tiny(model_type: str, **settings: object) -> PreTrainedConfig:
+    return AutoConfig.for_model(model_type, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +55,16 @@ def resolve(
     exclude: tuple[str, ...] = (),
     auto: tuple[str, ...] | None = ("query", "value"),
     saved: tuple[str, ...] = ("classifier",),
+    variant: str = "lora",
 ) -> ResolvedTargets:
-    return resolve_targets(model, targets=targets, exclude=exclude, auto=auto, saved_modules=saved)
+    return resolve_targets(
+        model,
+        targets=targets,
+        exclude=exclude,
+        auto=auto,
+        saved_modules=saved,
+        variant=variant,
+    )
 
 
 def test_auto_takes_the_family_names_in_module_order(model: nn.Module) -> None:
@@ -84,7 +110,9 @@ def test_every_unmatched_pattern_is_reported_with_the_nearest_name(model: nn.Mod
     error = caught.value
     assert error.exit_code == 2
     assert error.patterns == ("qurey", "zzzz", "dnse")
-    assert error.known == ("classifier", "dense", "key", "query", "value")
+    embeddings = ("position_embeddings", "token_type_embeddings")
+    known = ("dense", "key", *embeddings[:1], "query", *embeddings[1:], "value", "word_embeddings")
+    assert error.known == ("classifier", *known)
     assert [(p.id, p.key) for p in error.problems] == [
         ("lora.unmatched-target", "lora.targets"),
         ("lora.unmatched-target", "lora.targets"),
@@ -92,9 +120,9 @@ def test_every_unmatched_pattern_is_reported_with_the_nearest_name(model: nn.Mod
     ]
     first = error.problems[0]
     assert first.message == (
-        '`lora.targets` must name linear layers of the model, but "qurey" matches none.'
+        '`lora.targets` must name layers of the model, but "qurey" matches none.'
     )
-    assert first.allowed == "dense, key, query, value"
+    assert first.allowed == ", ".join(known)
     assert first.fix == 'did you mean "query"?'
 
 
@@ -111,19 +139,122 @@ def test_all_linear_leaves_out_saved_modules(model: nn.Module) -> None:
     assert "bert.pooler.dense" in resolve(model, "all-linear").names
 
 
-def test_all_linear_leaves_out_the_output_embedding() -> None:
+@pytest.mark.parametrize(
+    ("auto_class", "config", "left_out"),
+    [
+        ("AutoModelForMaskedLM", CONFIG, {"cls.predictions.transform.dense", DECODER}),
+        ("AutoModelForSequenceClassification", CONFIG, {"classifier"}),
+        ("AutoModelForCausalLM", tiny("gpt2", n_embd=8, n_layer=2, n_head=2), {"lm_head"}),
+        ("AutoModelForSequenceClassification", tiny("gpt2", n_embd=8, n_head=2), {"score"}),
+        ("AutoModelForCausalLM", tiny("llama", hidden_size=64, num_hidden_layers=2), {"lm_head"}),
+        ("AutoModelForSeq2SeqLM", tiny("t5", d_model=8, num_layers=2), {"lm_head"}),
+        ("AutoModelForQuestionAnswering", tiny("t5", d_model=8, num_layers=2), {"qa_outputs"}),
+        (
+            "AutoModelForAudioClassification",
+            tiny("whisper", d_model=8, encoder_layers=2, encoder_attention_heads=2),
+            {"classifier"},
+        ),
+        ("AutoModelForImageClassification", tiny("vit", hidden_size=12), {"classifier"}),
+        (
+            "AutoModelForSequenceClassification",
+            tiny("bart", d_model=16, encoder_layers=1, decoder_layers=1),
+            {"classification_head.dense", "classification_head.out_proj"},
+        ),
+    ],
+)
+def test_all_linear_leaves_out_heads_and_output_embeddings(
+    auto_class: str, config: PreTrainedConfig, left_out: set[str]
+) -> None:
     with torch.device("meta"):
+        model = getattr(transformers, auto_class).from_config(config)
+    names = set(resolve(model, "all-linear", saved=()).names)
+    linear = {name for name, module in model.named_modules() if is_linear(module)}
+    assert linear - names == left_out
+
+
+def test_all_linear_looks_into_models_inside_of_a_model() -> None:
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(CONFIG, CONFIG)
+    with torch.device("meta"):
+        names = resolve(EncoderDecoderModel(config), "all-linear", saved=()).names
+    assert not [name for name in names if "decoder.cls" in name]
+    assert "decoder.bert.encoder.layer.0.crossattention.self.query" in names
+    assert "encoder.encoder.layer.0.attention.self.query" in names
+
+
+def test_all_linear_goes_by_what_a_model_says_of_its_output() -> None:
+    class Speaker(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = nn.Linear(4, 4)
+            self.voices = nn.ModuleList([nn.Linear(4, 4)])
+
+        def get_output_embeddings(self) -> nn.Module:
+            return self.voices
+
+    assert resolve(Speaker(), "all-linear", saved=()).names == ("inside",)
+
+
+def test_all_linear_takes_neither_embeddings_nor_convolutions() -> None:
+    with torch.device("meta"):
+        model = transformers.ViTModel(tiny("vit", hidden_size=12, num_hidden_layers=1))
+    kinds = {kind_of(model.get_submodule(n)) for n in resolve(model, "all-linear", saved=()).names}
+    assert kinds == {"linear"}
+    assert "conv" in adaptable_kinds("lora")
+    assert resolve(model, ("projection",), saved=()).names == (
+        "embeddings.patch_embeddings.projection",
+    )
+
+
+def test_gpt2_has_linear_layers_of_another_class() -> None:
+    with torch.device("meta"):
+        model = transformers.GPT2Model(tiny("gpt2", n_embd=8, n_layer=2, n_head=2))
+    assert resolve(model, ("c_attn",), saved=()).names == ("h.0.attn.c_attn", "h.1.attn.c_attn")
+    assert resolve(model, ("wte",), saved=()).names == ("wte",)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "variant", "why"),
+    [
+        ("word_embeddings", "adalora", "matches only Embedding, which lora.variant=adalora cannot"),
+        ("LayerNorm", "lora", "matches only LayerNorm, which cannot be adapted"),
+        ("attention", "lora", "matches only BertAttention, which cannot be adapted"),
+        ("qurey", "lora", "matches none"),
+    ],
+)
+def test_says_why_a_pattern_selects_nothing(
+    model: nn.Module, pattern: str, variant: str, why: str
+) -> None:
+    with pytest.raises(UnmatchedTargetsError, match=why) as caught:
+        resolve(model, (pattern,), variant=variant)
+    assert caught.value.patterns == (pattern,)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_tied_weight_is_refused(device: str) -> None:
+    with torch.device(device):
         masked = BertForMaskedLM(CONFIG)
-    names = resolve(masked, "all-linear", saved=()).names
-    assert "cls.predictions.transform.dense" in names
-    assert "cls.predictions.decoder" not in names
-
-
-def test_tied_weight_is_refused() -> None:
-    masked = BertForMaskedLM(CONFIG)
-    with pytest.raises(UserError, match="shares its weight") as caught:
+    with pytest.raises(UserError, match="shares its weight with") as caught:
         resolve(masked, ("decoder",), saved=())
     assert caught.value.problems[0].id == "lora.tied-target"
+    with pytest.raises(UserError, match=f'shares its weight with "{DECODER}"') as caught:
+        resolve(masked, ("word_embeddings",), saved=())
+    assert "lora.trainable_tokens" in (caught.value.problems[0].fix or "")
+
+
+def test_embeddings_that_share_one_weight_are_refused() -> None:
+    with torch.device("meta"):
+        model = transformers.T5EncoderModel(tiny("t5", d_model=8, num_layers=2))
+    with pytest.raises(UserError, match=r"encoder\.embed_tokens"):
+        resolve(model, ("shared",), saved=())
+
+
+def test_untied_output_embedding_is_a_target_by_name() -> None:
+    with torch.device("meta"):
+        untied = transformers.LlamaForCausalLM(
+            tiny("llama", hidden_size=64, num_hidden_layers=1, tie_word_embeddings=False)
+        )
+    assert resolve(untied, ("lm_head",), saved=()).names == ("lm_head",)
+    assert resolve(untied, ("embed_tokens",), saved=()).names == ("model.embed_tokens",)
 
 
 def test_exclude(model: nn.Module) -> None:

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from lora_cli.errors import UserError
-from lora_cli.models.sources import check_sha256, hash_weights, resolve_model
+from lora_cli.models.sources import check_sha256, resolve_model
+from lora_cli.models.weights import hash_weights
 
 
 @pytest.fixture

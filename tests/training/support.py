@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_cli.config.optim import AdamWConfig, LinearConfig
+from lora_cli.config.optim import AdamWConfig, LinearConfig, OptimizerConfig
 from lora_cli.config.sections import DataConfig, TextClassificationConfig, TrainerConfig
 from lora_cli.lora.inject import freeze_base, inject_lora, saved_modules
+from lora_cli.lora.method import build_method
+from lora_cli.lora.settings import LoraSettings
 from lora_cli.lora.targets import resolve_targets
 from lora_cli.models.base import load_base, load_tokenizer
 from lora_cli.models.sources import resolve_model
@@ -47,9 +49,12 @@ def build_trainer(
     dropout: float = 0.0,
     model_dropout: bool = True,
     targets: Any = ("query", "value"),
+    lora: LoraSettings | None = None,
+    optimizer: OptimizerConfig | None = None,
     **settings: Any,
 ) -> Trainer:
     """Return a trainer over the toy reviews; `settings` are fields of `TrainerConfig`."""
+    lora = lora or LoraSettings(r=4, alpha=8.0, dropout=dropout)
     task, base, rows = build_task(model_dir, data)
     saved = saved_modules(base.model, base.new_keys, ())
     targets = resolve_targets(
@@ -60,7 +65,7 @@ def build_trainer(
         saved_modules=saved,
     )
     torch.manual_seed(0)
-    inject_lora(base.model, targets.names, r=4, alpha=8.0, dropout=dropout)
+    inject_lora(base.model, targets.names, lora)
     freeze_base(base.model, saved)
     if not model_dropout:
         for module in base.model.modules():
@@ -75,10 +80,11 @@ def build_trainer(
             train=rows["train"],
             validation=rows["validation"],
             trainer=trainer,
-            optimizer=AdamWConfig(lr=5e-3),
+            optimizer=optimizer or AdamWConfig(lr=5e-3),
             scheduler=LinearConfig(),
             seed=7,
         ),
         runtime=Runtime(precision=trainer.precision),
+        method=build_method(base.model, lora),
         listeners=listeners,
     )

@@ -1,6 +1,13 @@
 from collections import Counter
 
-from lora_cli.training.order import cut_by_length, epoch_order, step_rows, steps_per_epoch
+from lora_cli.config.sections import TrainerConfig
+from lora_cli.training.order import (
+    cut_by_length,
+    epoch_order,
+    step_rows,
+    steps_per_epoch,
+    total_steps,
+)
 
 
 def test_an_epoch_is_a_permutation_that_depends_on_its_arguments_alone() -> None:
@@ -38,3 +45,8 @@ def test_batches_of_like_length_keep_every_item() -> None:
     lengths = [3, 9, 1, 9, 4, 7, 2]
     batches = cut_by_length("abcdefg", lengths, size=3)
     assert batches == [("b", "d", "f"), ("e", "a", "g"), ("c",)]
+
+
+def test_the_length_of_a_run() -> None:
+    assert total_steps(TrainerConfig(epochs=3, global_batch_size=8), 17) == 9
+    assert total_steps(TrainerConfig(epochs=3, global_batch_size=8, max_steps=4), 17) == 4

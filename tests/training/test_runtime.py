@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -69,3 +71,15 @@ def test_fp16_scales_and_unscales_the_gradient() -> None:
     runtime.unscale(optimizer)
     assert layer.weight.grad is not None
     torch.testing.assert_close(layer.weight.grad.cpu(), torch.ones(1, 4))
+
+
+def test_a_step_that_the_loss_scaler_left_out() -> None:
+    runtime = Runtime(precision="float32")
+    parameter = nn.Parameter(torch.ones(1))
+    optimizer: Any = runtime.prepare_optimizer(torch.optim.SGD([parameter], lr=0.1))
+    parameter.grad = torch.ones(1)
+    optimizer.step()
+    assert not runtime.was_skipped(optimizer)
+    # As Accelerate marks an overflow, which needs a GPU to happen.
+    optimizer._is_overflow = True
+    assert runtime.was_skipped(optimizer)

@@ -1,0 +1,331 @@
+"""Training that starts from an earlier adapter: it is trained on, or merged and built upon.
+
+A merged one becomes a base model of its own, in ``base/`` of the run: the new adapter belongs to
+that and not to the model that the first one was trained on, and its record says so.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_cli.artifacts.adapter import (
+    MERGED_BASE,
+    Adapter,
+    AdapterRecord,
+    Subject,
+    find_subject,
+    load_adapter,
+)
+from lora_cli.artifacts.commit import put_in_place, staged_beside
+from lora_cli.artifacts.merged import write_merged
+from lora_cli.artifacts.peft_format import PeftAdapter
+from lora_cli.commands.display import Display
+from lora_cli.commands.opening import base_path, open_adapter, training_config
+from lora_cli.config.adapters import LoraConfig
+from lora_cli.config.commands import TrainConfig
+from lora_cli.config.composed import Composed
+from lora_cli.config.decode import decode
+from lora_cli.config.groups import option_origins
+from lora_cli.config.schema import flatten, show, to_plain
+from lora_cli.data.types import Splits
+from lora_cli.errors import Problem, UserError
+from lora_cli.lora.patterns import is_inside
+from lora_cli.lora.state import adapter_state, load_adapter_state
+from lora_cli.lora.strategies import check_mergeable, head_modules
+from lora_cli.models.heads import head_names
+from lora_cli.models.sources import ModelSource, check_sha256, resolve_model
+from lora_cli.tasks.table import FAMILIES
+
+# Settings of training alone, which may differ in the next round.
+_FREE = ("lora.dropout", "lora.eva.", "lora.adalora.")
+_SHOWN = ("lora.r", "lora.alpha", "lora.targets")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """The adapter that a run starts from.
+
+    Attributes:
+        subject: Where it is.
+        adapter: Settings and tensors.
+        record: What its folder says about it.
+        config: The configuration that it was trained with.
+        is_merged: Whether it becomes part of the base, rather than being trained on.
+    """
+
+    subject: Subject
+    adapter: Adapter
+    record: AdapterRecord
+    config: TrainConfig
+    is_merged: bool
+
+    @property
+    def name(self) -> str:
+        """The run or folder, for people."""
+        return str(self.subject.run or self.subject.adapter)
+
+    def same_head(self, splits: Splits) -> bool:
+        """Whether the head of the adapter suits these rows: the same labels in the same order."""
+        family = FAMILIES[self.config.task.family]
+        return family.model_options(splits.state) == family.model_options(self.record.state)
+
+
+def find_start(composed: Composed) -> tuple[Composed, Start | None]:
+    """Read the adapter that `adapter` names, and return the configuration with its settings.
+
+    Raises:
+        UserError: If there is none, it cannot be gone on with, or the user set something that
+            contradicts it; everything of that kind is listed.
+    """
+    config: TrainConfig = composed.config
+    if config.adapter is None:
+        return composed, None
+    subject = _find(config.adapter)
+    adapter, record = load_adapter(subject.adapter)
+    start = Start(
+        subject=subject,
+        adapter=adapter,
+        record=record,
+        config=training_config(record, subject),
+        is_merged=config.adapter_mode == "merge",
+    )
+    _check_task(start, config)
+    plain = dict(composed.plain)
+    if config.model.path is None:
+        own = to_plain(start.config.model)
+        plain["model"] = {**own, "path": base_path(start.config, record, subject)}
+    if start.is_merged:
+        fix = "train on new rows without it, or train an adapter with strategy=lora first"
+        check_mergeable(start.config.strategy.name, key="adapter", fix=fix)
+    else:
+        plain["lora"] = _settings_to_keep(composed, start)
+    changed, problems = decode(TrainConfig, plain)
+    if changed is None:
+        raise UserError(problems)
+    return replace(composed, config=changed, plain=plain), start
+
+
+def _find(path: str) -> Subject:
+    try:
+        return find_subject(path)
+    except UserError as error:
+        raise UserError(
+            [
+                replace(p, key="adapter", message=p.message.replace("`from`", "`adapter`"))
+                for p in error.problems
+            ]
+        ) from error
+
+
+def _check_task(start: Start, config: TrainConfig) -> None:
+    if config.task.family != start.config.task.family:
+        raise UserError(
+            Problem(
+                id="adapter.other-task",
+                message=f"`adapter` must be of the task family of the run ({config.task.family}), "
+                f"but is of {start.config.task.family}.",
+                key="adapter",
+            )
+        )
+
+
+def _settings_to_keep(composed: Composed, start: Start) -> dict[str, Any]:
+    """Return the section `lora` of an adapter that is trained on."""
+    adapter, trained = start.adapter, start.config.lora
+    if not isinstance(adapter, PeftAdapter) or trained.variant == "adalora":
+        what = f"strategy={start.config.strategy.name}"
+        if isinstance(adapter, PeftAdapter):
+            what = "lora.variant=adalora, whose ranks were planned for its own run"
+        raise UserError(
+            Problem(
+                id="adapter.cannot-continue",
+                message=f"`adapter` must be one that can be trained on, but {start.name} was "
+                f"trained with {what}.",
+                key="adapter",
+                fix="adapter_mode=merge adds a new adapter on top of it",
+            )
+        )
+    kept = _as_saved(adapter, trained)
+    effective, before, given = (
+        flatten(to_plain(lora), "lora.") for lora in (kept, trained, composed.config.lora)
+    )
+    problems = []
+    for name in sorted(_set_by_user(composed)):
+        if name.startswith(_FREE) or given[name] in (effective[name], before[name]):
+            continue
+        problems.append(
+            Problem(
+                id="adapter.contradiction",
+                message=f"`{name}` must be that of the adapter to be trained on "
+                f"({show(effective[name])}), but is {show(given[name])}.",
+                key=name,
+                where=composed.origins.get(name),
+                fix="leave it out, or set adapter_mode=merge to start a new adapter",
+            )
+        )
+    if problems:
+        raise UserError(problems)
+    if "lora.dropout" in _set_by_user(composed):
+        kept = replace(kept, dropout=composed.config.lora.dropout)
+    plain: dict[str, Any] = to_plain(kept)
+    return plain
+
+
+def _as_saved(adapter: PeftAdapter, trained: LoraConfig) -> LoraConfig:
+    """Return the settings of the tensors: a start from the base weight has doubled their rank."""
+    settings = adapter.settings
+    kept = replace(
+        trained,
+        r=settings.r,
+        alpha=settings.alpha,
+        init="kaiming",
+        pissa_niter=None,
+        rank_pattern=settings.rank_pattern,
+        alpha_pattern=settings.alpha_pattern,
+    )
+    if trained.init == "eva" and isinstance(adapter.targets, tuple):
+        # Layers to which EVA gave no rank have no adapter.
+        return replace(kept, targets=adapter.targets, exclude=adapter.exclude)
+    return kept
+
+
+def _set_by_user(composed: Composed) -> set[str]:
+    """Return the settings of the adapter that the user chose, by themselves or with lora=NAME."""
+    own = {key: value for key, value in composed.user.items() if key != "defaults"}
+    names = {name for name in flatten(own) if name.startswith("lora.")}
+    for entry in composed.user.get("defaults", ()):
+        if "lora" in entry:
+            names |= set(option_origins("lora", entry["lora"])) - {"lora.targets"}
+    return names
+
+
+def show_start(display: Display, start: Start, config: TrainConfig, *, same_head: bool) -> None:
+    """Say what is gone on with, and whether its head is."""
+    if start.is_merged:
+        display.note(f"merged first: {start.name}, whose sum with its base is the new base")
+    else:
+        usual, taken = (flatten(to_plain(x), "lora.") for x in (LoraConfig(), config.lora))
+        shown = [
+            f"{name}={show(value)}"
+            for name, value in taken.items()
+            if name in _SHOWN or value != usual[name]
+        ]
+        display.note(f"continuing {start.name} with its settings: {' '.join(shown)}")
+    if not same_head:
+        before = ", ".join(map(str, start.record.state.get("labels", ())))
+        display.note(
+            f"the head starts anew, since the labels are not those of the adapter ({before})"
+        )
+
+
+def suit_labels(start: Start, splits: Splits, config: TrainConfig) -> TrainConfig:
+    """Return the configuration with the label names of the adapter, where new rows lack some.
+
+    Raises:
+        UserError: If the labels are the same in another order, which would mix up the outputs.
+    """
+    old, new = start.record.state.get("labels"), splits.state.get("labels")
+    if not isinstance(old, list) or not isinstance(new, list) or old == new:
+        return config
+    if set(old) == set(new):
+        raise UserError(
+            Problem(
+                id="adapter.label-order",
+                message="`task.data.label_names` must have the order of the adapter to start from, "
+                f"but is {', '.join(new)}.",
+                key="task.data.label_names",
+                allowed=", ".join(old),
+            )
+        )
+    if not set(new) < set(old) or config.task.data.label_names is not None:
+        return config
+    data = replace(config.task.data, label_names=tuple(old))
+    return replace(config, task=replace(config.task, data=data))
+
+
+def load_start(start: Start, model: nn.Module, saved: tuple[str, ...], *, same_head: bool) -> None:
+    """Copy the tensors of the adapter into the adapters of `model`; a new head stays as it is.
+
+    Raises:
+        UserError: If they do not fit.
+    """
+    state: Mapping[str, torch.Tensor] = start.adapter.state
+    if not same_head:
+        heads = head_names(model)
+        fresh = adapter_state(model, saved)
+        state = {name: value for name, value in state.items() if not is_inside(name, heads)}
+        state = {**state, **{n: value for n, value in fresh.items() if is_inside(n, heads)}}
+    load_adapter_state(model, state, saved, where=str(start.subject.adapter))
+
+
+@contextmanager
+def base_staged(path: Path, start: Start | None, *, resume: bool) -> Iterator[Path | None]:
+    """Give a folder for a merged base until the run directory is ready to take it.
+
+    Args:
+        path: The run directory.
+        start: What the run starts from.
+        resume: Whether the run has its base already; that folder is given then.
+    """
+    if start is None or not start.is_merged:
+        yield None
+    elif resume and (path / MERGED_BASE).is_dir():
+        yield path / MERGED_BASE
+    else:
+        with staged_beside(path) as staged:
+            yield staged / MERGED_BASE
+
+
+def merge_base(start: Start, source: ModelSource, folder: Path, *, same_head: bool) -> ModelSource:
+    """Write adapter and base as one model, unless it is there, and return it.
+
+    Without the head where that starts anew.
+    """
+    if not folder.is_dir():
+        opened = open_adapter(start.name, base=str(source.place))
+        model = opened.attach()
+        opened.merge()
+        body: Any = model.cpu() if same_head else model.cpu().base_model
+        folder.mkdir()
+        write_merged(body, opened.tokenizer, folder)
+        return replace(resolve_model(str(folder)), name=f"{start.name}, merged")
+    written = json.loads((folder.parent / "environment.json").read_bytes())
+    merged = resolve_model(str(folder))
+    check_sha256(merged, written["base"]["sha256"])
+    return replace(merged, name=f"{start.name}, merged")
+
+
+def trained_again(start: Start | None, model: nn.Module) -> tuple[str, ...]:
+    """Return the modules that the adapter had whole: they are trained on, new or not."""
+    if start is None:
+        return ()
+    if isinstance(start.adapter, PeftAdapter):
+        paths = dict(model.named_modules())
+        return tuple(name for name in start.adapter.saved_modules if name in paths)
+    return head_modules(model, ())
+
+
+def install_base(source: ModelSource, path: Path) -> ModelSource:
+    """Move a merged base from where it was staged into the run directory; return its new place."""
+    place = path / MERGED_BASE
+    if source.folder == place:
+        return source
+    put_in_place(source.folder, place)
+    return replace(source, folder=place)
+
+
+def merged_record(start: Start, source: ModelSource, path: Path) -> dict[str, Any]:
+    """Return what the record of the new adapter says of its base."""
+    return {
+        "name": str((path / MERGED_BASE).absolute()),
+        "revision": None,
+        "sha256": source.sha256,
+        "folder": MERGED_BASE,
+        "merged": {"adapter": Path(start.name).resolve().name, "base": dict(start.record.base)},
+    }

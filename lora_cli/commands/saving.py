@@ -1,0 +1,161 @@
+"""What a run has trained, as files: the adapter in its form, its record, the predictions."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_cli.artifacts.adapter import Adapter, AdapterRecord, save_adapter
+from lora_cli.artifacts.card import model_card
+from lora_cli.artifacts.peft_format import PeftAdapter
+from lora_cli.artifacts.report import write_report
+from lora_cli.artifacts.tuned import Tuned
+from lora_cli.commands.preparing import Prepared
+from lora_cli.commands.reporting import card_data, report_data
+from lora_cli.config.commands import TrainConfig
+from lora_cli.lora.merge import merge_lora
+from lora_cli.lora.patterns import matches
+from lora_cli.lora.portable import from_portable, to_portable
+from lora_cli.lora.strategies import round_to
+from lora_cli.tasks.contract import Task
+from lora_cli.tasks.table import FAMILIES
+from lora_cli.training.evaluation import Evaluation
+
+
+def trained_adapter(
+    prepared: Prepared,
+    config: TrainConfig,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    base: Mapping[str, Any],
+) -> Adapter:
+    """Return trained tensors in the form that files hold.
+
+    Args:
+        prepared: The model that they are of.
+        config: What was trained.
+        tensors: By the names of `adapter_state`.
+        base: What the record says of the base model.
+    """
+    task_type = FAMILIES[config.task.family].task_type
+    base_name, revision = config.model.hub_id or config.model.path or "", config.model.revision
+    if "folder" in base:
+        base_name, revision = base["name"], None
+    if prepared.applied is not None:
+        return Tuned(
+            state=dict(tensors),
+            saved_modules=prepared.saved,
+            task_type=task_type,
+            base_name=base_name,
+            revision=revision,
+            prefix=prepared.applied.prefix,
+        )
+    state, settings = to_portable(tensors, prepared.settings)
+    return PeftAdapter(
+        settings=settings,
+        targets=prepared.targets.names,
+        saved_modules=prepared.saved,
+        task_type=task_type,
+        base_name=base_name,
+        revision=revision,
+        state=state,
+        target_parameters=prepared.parameters,
+        tokens=prepared.tokens,
+    )
+
+
+def save_trained(
+    path: Path,
+    prepared: Prepared,
+    config: TrainConfig,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    plain: Mapping[str, Any],
+    base: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+) -> int:
+    """Write the adapter of a run directory, and return its size in bytes.
+
+    Args:
+        path: The run directory.
+        prepared: The model that the tensors are of.
+        config: What was trained.
+        tensors: By the names of `adapter_state`.
+        plain: The resolved configuration, for the record.
+        base: What the record says of the base model.
+        metrics: On the validation rows: "base" and "adapter".
+    """
+    adapter = trained_adapter(prepared, config, tensors, base=base)
+    rows = len(prepared.validation)
+    record = AdapterRecord(
+        config=portable_config(plain),
+        state=prepared.splits.state,
+        base=base,
+        metrics={"split": "validation", "rows": rows, **metrics},
+    )
+    card = model_card(card_data(config, record, adapter, name=path.resolve().name))
+    names = prepared.module_names
+    return save_adapter(path / "adapter", adapter, record, card=card, module_names=names)
+
+
+def live_state(prepared: Prepared, adapter: Adapter) -> dict[str, torch.Tensor]:
+    """Return what `trained_adapter` was given, from what it returned."""
+    if prepared.applied is not None:
+        return dict(adapter.state)
+    return from_portable(adapter.state, prepared.settings)
+
+
+def merge_trained(prepared: Prepared) -> None:
+    """Make what was trained part of the base weights, in place; see `why_unmergeable`."""
+    if prepared.applied is None:
+        merge_lora(prepared.model)
+    else:
+        round_to(prepared.model, prepared.dtypes)
+
+
+def unnamed(saved: Iterable[str], patterns: Iterable[str]) -> tuple[str, ...]:
+    """Return the modules that are trained whole without anybody having asked for it."""
+    named = tuple(patterns)
+    return tuple(name for name in saved if not any(matches(p, name) for p in named))
+
+
+def portable_config(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without places on this machine, since adapters are shared."""
+    copy: dict[str, Any] = json.loads(json.dumps(plain))
+    copy["run"] = {"dir": None, "name": None}
+    # The adapter that a run started from is in its result already.
+    copy["adapter"] = None
+    data = copy["task"]["data"]
+    if data["path"] is not None and Path(data["path"]).is_absolute():
+        data["path"] = None
+    return copy
+
+
+def write_findings(
+    path: Path,
+    prepared: Prepared,
+    config: TrainConfig,
+    result: Mapping[str, Any],
+    evaluation: Evaluation,
+) -> None:
+    """Write predictions and report into a run directory.
+
+    Args:
+        path: The run directory.
+        prepared: What was trained on.
+        config: What was trained.
+        result: The content of result.json.
+        evaluation: Of the adapter, on the validation rows.
+    """
+    _write_predictions(path / "predictions" / "validation.jsonl", prepared.task, evaluation)
+    details, notes = prepared.task.report(evaluation.predictions), prepared.splits.notes
+    data = report_data(path, config, result=result, details=details, notes=notes)
+    write_report(path / "report.html", data)
+
+
+def _write_predictions(path: Path, task: Task, evaluation: Evaluation) -> None:
+    path.parent.mkdir(exist_ok=True)
+    lines = [json.dumps(task.to_json(p), ensure_ascii=False) for p in evaluation.predictions]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

@@ -1,0 +1,160 @@
+"""A model without its numbers: names and shapes from config.json, in a moment."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+
+from lora_cli.errors import UserError
+from lora_cli.models.base import (
+    LAYER_OR_EMBEDDING,
+    LOADING_ERRORS,
+    load_config,
+    loading_problem,
+    silence,
+)
+from lora_cli.models.gguf import find_gguf, is_gguf
+from lora_cli.models.heads import head_names
+from lora_cli.models.sources import (
+    KEY,
+    ModelSource,
+    check_configs,
+    find_folder,
+    from_hub,
+)
+from lora_cli.models.weights import weight_files
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A model on the meta device.
+
+    Attributes:
+        model: The model, with the head where its architecture has such a head.
+        new_keys: Names of parameters that the weights do not provide, as loading would report
+            them.
+        has_head: Whether the architecture has a head of the kind that was asked for.
+        knows_weights: Whether `new_keys` was read from the weights' list of names; otherwise all
+            outside of the body is taken to be new.
+    """
+
+    model: Any
+    new_keys: tuple[str, ...]
+    has_head: bool
+    knows_weights: bool
+
+
+def resolve_config(path: str, *, revision: str | None = None) -> ModelSource:
+    """Find the config.json of a model and check it; weights need not be there.
+
+    Args:
+        path: Local folder, pkg://package/folder, or hub id, of which config.json alone is fetched.
+        revision: Branch, tag or commit on the hub.
+
+    Returns:
+        The folder; `sha256` is empty, since no weights are read.
+
+    Raises:
+        UserError: If there is no such model, the hub cannot be reached, or the folder asks for
+            more than data.
+    """
+    if is_gguf(path):
+        file = find_gguf(path, key=KEY)
+        return ModelSource(file.parent, path, None, "", gguf=file.name)
+    folder = find_folder(path)
+    if folder is None:
+        from huggingface_hub import hf_hub_download
+
+        def fetch() -> str:
+            return hf_hub_download(path, "config.json", revision=revision)
+
+        folder = from_hub(fetch, path=path, revision=revision).parent
+    problems = list(check_configs(folder))
+    if problems:
+        raise UserError(problems)
+    return ModelSource(folder, path, revision, "")
+
+
+def load_architecture(
+    source: ModelSource, *, auto_class: str, options: Mapping[str, Any]
+) -> Architecture:
+    """Build a model without numbers.
+
+    Args:
+        source: What `resolve_config` returned.
+        auto_class: Name of a transformers Auto class; where the architecture has no such head,
+            the body alone is built.
+        options: Settings of the configuration, such as num_labels.
+
+    Raises:
+        UserError: If transformers cannot build it.
+    """
+    has_head = True
+    try:
+        model = _build(source, auto_class, options)
+    except LOADING_ERRORS as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise UserError(loading_problem(error, source, auto_class)) from error
+        has_head = False
+        try:
+            model = _build(source, "AutoModel", {})
+        except LOADING_ERRORS as second:
+            raise UserError(loading_problem(second, source, "AutoModel")) from second
+    shapes = None if source.gguf is not None else _stored_shapes(source.folder)
+    return Architecture(
+        model=model.eval(),
+        new_keys=_new_keys(model, shapes),
+        has_head=has_head,
+        knows_weights=shapes is not None,
+    )
+
+
+def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]] | None:
+    """Return names and shapes of the stored tensors, or None where no weights can be read."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    try:
+        for name in weight_files(folder):
+            with safe_open(folder / name, framework="np") as stored:
+                shapes |= {key: tuple(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118, not a dict
+    except (SafetensorError, ValueError, RecursionError, OSError):
+        return None
+    return shapes
+
+
+def _build(source: ModelSource, auto_class: str, options: Mapping[str, Any]) -> Any:
+    config = load_config(source)
+    for name, value in options.items():
+        setattr(config, name, value)
+    with silence(), torch.device("meta"):
+        return getattr(transformers, auto_class).from_config(config, trust_remote_code=False)
+
+
+def _new_keys(model: Any, shapes: Mapping[str, tuple[int, ...]] | None) -> tuple[str, ...]:
+    """The parameters that the weights lack, or have in another shape.
+
+    Within the body, layers and embeddings are taken to be there: loading refuses weights without
+    them.
+    """
+    prefix = f"{model.base_model_prefix}."
+    heads = tuple(f"{head}." for head in head_names(model))
+    own = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    outside = {name for name in own if name.startswith(heads)}
+    if shapes is None:
+        return tuple(sorted(outside))
+    return tuple(
+        sorted(
+            name
+            for name, shape in own.items()
+            if (name in outside or not LAYER_OR_EMBEDDING.search(name.lower()))
+            and shape not in (shapes.get(other) for other in _spellings(name, prefix))
+        )
+    )
+
+
+def _spellings(name: str, prefix: str) -> tuple[str, ...]:
+    """How a parameter may be called in weights that were saved with or without another head."""
+    return name, name.removeprefix(prefix), prefix + name

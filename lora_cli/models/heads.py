@@ -1,0 +1,43 @@
+"""Which parts of a model are not the pretrained body: heads and output embeddings."""
+
+from typing import Any
+
+from torch import nn
+
+# Where a model does not say which of its parts is the body, as those of T5 and Whisper do not.
+_HEADS = ("classifier", "classification_head", "score", "qa_outputs", "lm_head")
+
+
+def head_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the paths of the modules that make something of what the body computes.
+
+    Models of transformers name their body (`base_model`); what stands beside it is a head. That
+    goes for models inside of a model too.
+    """
+    heads = []
+    for path, module in model.named_modules():
+        if not hasattr(module, "base_model_prefix"):
+            continue
+        inner: Any = module
+        body = inner.base_model
+        for name, child in module.named_children():
+            beside = child is not body if body is not module else name.endswith(_HEADS)
+            if beside:
+                heads.append(f"{path}.{name}" if path else name)
+    return tuple(heads)
+
+
+def output_embeddings(model: nn.Module) -> tuple[str, ...]:
+    """Return the paths of the layers that turn states into scores of tokens."""
+    found = []
+    for module in model.modules():
+        get_output = getattr(module, "get_output_embeddings", None)
+        if get_output is None:
+            continue
+        try:
+            found.append(get_output())
+        # Parts of a model may inherit the method and have nothing to return.
+        except (NotImplementedError, AttributeError):
+            continue
+    outputs = {id(layer) for layer in found if layer is not None}
+    return tuple(name for name, module in model.named_modules() if id(module) in outputs)

@@ -1,0 +1,28 @@
+"""Loss and speed over a stretch of optimizer steps."""
+
+
+class Meter:
+    """Adds up steps since the last report."""
+
+    def __init__(self) -> None:
+        self.start_window()
+
+    def start_window(self) -> None:
+        """Forget the steps so far."""
+        self._loss_sum = self._count = self._seconds = 0.0
+        self._rows = 0
+
+    def add(self, loss_sum: float, count: float, *, rows: int, seconds: float) -> None:
+        """Add one step: its summed loss, the supervised items in it, its rows, its time."""
+        self._loss_sum += loss_sum
+        self._count += count
+        self._rows += rows
+        self._seconds += seconds
+
+    def loss(self) -> float:
+        """Return the mean loss per supervised item."""
+        return self._loss_sum / self._count
+
+    def samples_per_second(self) -> float:
+        """Return rows per second."""
+        return self._rows / self._seconds if self._seconds else 0.0

@@ -1,0 +1,64 @@
+"""Runs to combine, and the command that combines them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def combining_runs(tiny_run: Any, run_cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three runs on one base: "a" and "b" alike, "c" of another rank, strength and layers."""
+    folder = tmp_path_factory.mktemp("combining")
+    ignore = shutil.ignore_patterns("merged", "*.onnx", "checkpoints")
+    shutil.copytree(tiny_run.path, folder / "a", ignore=ignore)
+    for name, more in (
+        ("b", ["seed=7", "lora.alpha=3"]),
+        ("c", ["seed=8", "lora.r=2", "lora.targets=[query,dense]", "lora.rslora=true"]),
+    ):
+        changed = {setting.partition("=")[0] for setting in more}
+        kept = [s for s in tiny_run.settings if s.partition("=")[0] not in changed]
+        settings = [*kept, *more, f"run.dir={folder / name}"]
+        finished = run_cli("train", *settings, "--quiet", cwd=folder)
+        assert finished.code == 0, finished.err
+        shutil.rmtree(folder / name / "checkpoints")
+    return folder
+
+
+@pytest.fixture
+def merge_adapters(combining_runs: Path, run_cli: Any, tmp_path: Path) -> Callable[..., Any]:
+    """Function: `merge_adapters("a", "b", "method=cat")` combines runs into `tmp_path / "out"`."""
+
+    def run(*arguments: str, into: str = "adapter") -> Any:
+        names = [
+            str(combining_runs / name) for name in arguments if "=" not in name and name[0] != "-"
+        ]
+        rest = [argument for argument in arguments if "=" in argument or argument[0] == "-"]
+        return run_cli(
+            *("merge", f"adapters=[{','.join(names)}]", f"output={tmp_path / 'out'}"),
+            *(f"into={into}", "--json", *rest),
+            cwd=tmp_path,
+        )
+
+    return run
+
+
+@pytest.fixture
+def rows(tmp_path: Path, tiny_run: Any) -> Callable[..., Path]:
+    """Function: a folder of new rows whose labels are replaced as asked."""
+
+    def write(name: str = "new", **labels: str | None) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for split in ("train", "validation"):
+            text = (tiny_run.data / f"{split}.jsonl").read_text(encoding="utf-8")
+            lines = [json.loads(x) for x in text.splitlines()][: 32 if split == "train" else 16]
+            kept = [{**x, "label": labels.get(x["label"], x["label"])} for x in lines]
+            text = "".join(json.dumps(x) + "\n" for x in kept if x["label"] is not None)
+            (folder / f"{split}.jsonl").write_text(text)
+        return folder
+
+    return write
