@@ -1,4 +1,4 @@
-"""Train one task with every variant, start and strategy, as the Markdown table of docs/lora.md.
+"""Train one task with every variant, start and strategy, and print a Markdown table.
 
 The data is the package's own set of movie reviews (`python -m lora_cli.data.movie_reviews`), or a
 text classification file or folder. Each method gets the learning rate that is best on validation
@@ -42,6 +42,7 @@ METHODS: dict[str, tuple[Sequence[str], Sequence[float]]] = {
     "strategy=bitfit": (("strategy=bitfit",), (1e-3, 2e-3, 4e-3)),
     "strategy=top": (("strategy=top",), (1e-4, 3e-4, 1e-3)),
     "strategy=adapter": (("strategy=adapter",), (1e-3, 2e-3, 4e-3)),
+    "strategy=prefix": (("strategy=prefix",), (5e-3, 1e-2, 2e-2)),
     "strategy=full": (("strategy=full",), (5e-5, 1e-4, 3e-4)),
     "strategy=lora_then_full": (("strategy=lora_then_full",), LORA_LRS),
 }

@@ -32,7 +32,7 @@ from lora_cli.config.commands import TrainConfig
 from lora_cli.config.composed import Composed
 from lora_cli.config.decode import decode
 from lora_cli.config.groups import option_origins
-from lora_cli.config.schema import flatten, show, to_plain
+from lora_cli.config.schema import flatten, select, show, to_plain
 from lora_cli.data.types import Splits
 from lora_cli.errors import Problem, UserError
 from lora_cli.lora.patterns import is_inside
@@ -43,7 +43,7 @@ from lora_cli.models.sources import ModelSource, check_sha256, resolve_model
 from lora_cli.tasks.table import FAMILIES
 
 # Settings of training alone, which may differ in the next round.
-_FREE = ("lora.dropout", "lora.eva.", "lora.adalora.")
+_FREE = ("lora.dropout",)
 _SHOWN = ("lora.r", "lora.alpha", "lora.targets")
 
 
@@ -99,7 +99,12 @@ def find_start(composed: Composed) -> tuple[Composed, Start | None]:
     plain = dict(composed.plain)
     if config.model.path is None:
         own = to_plain(start.config.model)
-        plain["model"] = {**own, "path": base_path(start.config, record, subject)}
+        given = {
+            name.removeprefix("model."): select(composed.plain, name)
+            for name in _set_by_user(composed, "model")
+        }
+        place = base_path(start.config, record, subject)
+        plain["model"] = {**own, "path": place, **given}
     if start.is_merged:
         fix = "train on new rows without it, or train an adapter with strategy=lora first"
         check_mergeable(start.config.strategy.name, key="adapter", fix=fix)
@@ -195,13 +200,13 @@ def _as_saved(adapter: PeftAdapter, trained: LoraConfig) -> LoraConfig:
     return kept
 
 
-def _set_by_user(composed: Composed) -> set[str]:
-    """Return the settings of the adapter that the user chose, by themselves or with lora=NAME."""
+def _set_by_user(composed: Composed, section: str = "lora") -> set[str]:
+    """Return the settings of a section that the user chose, by themselves or with its group."""
     own = {key: value for key, value in composed.user.items() if key != "defaults"}
-    names = {name for name in flatten(own) if name.startswith("lora.")}
+    names = {name for name in flatten(own) if name.startswith(f"{section}.")}
     for entry in composed.user.get("defaults", ()):
-        if "lora" in entry:
-            names |= set(option_origins("lora", entry["lora"])) - {"lora.targets"}
+        if section in entry:
+            names |= set(option_origins(section, entry[section])) - {"lora.targets"}
     return names
 
 

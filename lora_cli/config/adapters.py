@@ -111,7 +111,7 @@ class LoraConfig:
     rank_pattern: Mapping[str, int] = field(
         default_factory=dict, metadata={"min": 1, "only": _WITH_FACTORS}
     )
-    """Other ranks by layer, named as in targets: {query: 4, "*.layer.0.*": 16}."""
+    """Other ranks, named as in targets; the first match counts: {"*.layer.0.*": 16, query: 4}."""
 
     alpha_pattern: Mapping[str, float] = field(
         default_factory=dict, metadata={"above": 0, "only": _WITH_FACTORS}

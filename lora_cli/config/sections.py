@@ -43,7 +43,7 @@ class ModelConfig:
 
     quantization: Literal["none", "int8", "nf4"] = field(
         default="none",
-        metadata={"only": {"strategy.name": ("lora", "head", "bitfit", "adapter", "prefix")}},
+        metadata={"only": {"strategy.name": ("lora", "head", "adapter", "prefix")}},
     )
     """Train on linear layers in 8 or 4 bits; merging takes the whole weights (arXiv:2305.14314)."""
 

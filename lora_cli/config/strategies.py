@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 # What a learning rate that the user leaves to us is multiplied by: the defaults of the optimizers
-# suit low-rank updates. Measured by benchmarks/variants.py.
+# suit low-rank updates. Usual values, not tuned: benchmarks/variants.py tries several of each.
 LR_FACTOR: dict[str, float] = {
     "lora": 1,
     "full": 0.025,
@@ -68,10 +68,10 @@ class LoraThenFullStrategyConfig:
     """What is trained."""
 
     full_lr: float = field(default=2e-5, metadata={"above": 0})
-    """Peak learning rate of the second phase."""
+    """Peak learning rate of the second phase; the default suits AdamW."""
 
     full_epochs: int = field(default=1, metadata={"min": 1})
-    """Passes over the training rows in the second phase."""
+    """Passes over the rows in the second phase, whatever ends the first (trainer.max_steps)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

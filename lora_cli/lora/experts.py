@@ -87,7 +87,18 @@ def resolve_parameters(
         )
     if layers is not None:
         depths = stack_depths(name for name, _ in model.named_parameters(remove_duplicate=False))
-        names = tuple(name for name in names if is_selected(name, layers, depths))
+        inside = tuple(name for name in names if is_selected(name, layers, depths))
+        if names and not inside:
+            raise UserError(
+                Problem(
+                    id="lora.nothing-to-adapt",
+                    message="`lora.layers` must leave at least one weight of "
+                    "`lora.target_parameters`, but leaves none.",
+                    key="lora.layers",
+                    fix="name blocks that have experts, or leave lora.target_parameters out",
+                )
+            )
+        names = inside
     problems = _conflicts(model, names, adapted)
     if problems:
         raise UserError(problems)

@@ -83,6 +83,8 @@ def plan_adapter(
         known = layer_names(model, config.variant)
     problems += _check_ranks("lora.rank_pattern", config.rank_pattern, known, model)
     problems += _check_ranks("lora.alpha_pattern", config.alpha_pattern, known, model)
+    if config.lora_bias:
+        problems += _check_biases(model, adapted)
     if config.trainable_tokens:
         problems += check_tokens(model, adapted, saved)
     if problems or targets is None or parameters is None:
@@ -125,6 +127,16 @@ def _resolve(
     model: Any, config: LoraConfig, *, auto: tuple[str, ...] | None, saved: tuple[str, ...]
 ) -> ResolvedTargets:
     if not config.targets and config.target_parameters:
+        if config.exclude:
+            raise UserError(
+                Problem(
+                    id="lora.nothing-to-exclude",
+                    message="`lora.exclude` must leave layers of `lora.targets` out, but these are "
+                    "none.",
+                    key="lora.exclude",
+                    fix="leave it out: `lora.target_parameters` names what it means",
+                )
+            )
         return ResolvedTargets((), {})
     return resolve_targets(
         model,
@@ -156,6 +168,22 @@ def _parameters(
         adapted=adapted,
         layers=config.layers,
     )
+
+
+def _check_biases(model: nn.Module, names: Sequence[str]) -> list[Problem]:
+    """Refuse a bias in B where the layer has none: the merged model would have no place for it."""
+    bare = [name for name in names if getattr(model.get_submodule(name), "bias", None) is None]
+    if not bare:
+        return []
+    return [
+        Problem(
+            id="lora.no-bias",
+            message="`lora.lora_bias` must be false where layers have no bias to merge it into, "
+            f"but {', '.join(last_parts(bare))} have none ({len(bare)} layers).",
+            key="lora.lora_bias",
+            fix="lora.lora_bias=false, or leave these layers out",
+        )
+    ]
 
 
 def _check_ranks(

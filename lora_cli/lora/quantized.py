@@ -50,4 +50,7 @@ def restore_weights(model: nn.Module, whole: nn.Module) -> None:
         original = whole.get_submodule(name.replace(".base_layer", "")).to(device)
         parent, _, last = name.rpartition(".")
         plain = original.requires_grad_(False).train(module.training)
+        if module.bias is not None:
+            # It was never quantized, and may have been trained.
+            plain.bias = module.bias
         setattr(model.get_submodule(parent), last, plain)

@@ -37,7 +37,7 @@ def test_an_adapter_is_trained_on_with_its_own_settings(
     """The base model and r=4 are the adapter's; nothing of it needs to be said again."""
     done = run_cli(
         "train", f"adapter={tiny_run.path}", f"task.data.path={rows()}", *QUICK,
-        "lora.dropout=0.3", "run.dir=b",
+        "lora.dropout=0.3", "model.dtype=float32", "run.dir=b",
         cwd=tmp_path,
     )  # fmt: skip
     assert done.code == 0, done.err
@@ -52,6 +52,7 @@ def test_an_adapter_is_trained_on_with_its_own_settings(
     record = read_json(tmp_path / "b" / "adapter" / "lora_cli.json")
     assert record["config"]["lora"]["r"] == 4
     assert record["config"]["lora"]["dropout"] == 0.3
+    assert record["config"]["model"]["dtype"] == "float32", "what the user says of the model counts"
     assert record["base"] == read_json(tiny_run.path / "adapter" / "lora_cli.json")["base"]
     assert tensors(tmp_path / "b" / "adapter").keys() == tensors(tiny_run.path / "adapter").keys()
     assert before["adapter"] != result["adapter"]
@@ -158,6 +159,18 @@ def test_labels_in_another_order_are_refused(
     assert done.code == 2
     assert "error[adapter.label-order]" in done.err
     assert "negative, positive" in done.err
+
+
+def test_the_hash_that_the_user_expects_is_checked(
+    run_cli: Any, tiny_run: Any, rows: Any, tmp_path: Path
+) -> None:
+    done = run_cli(
+        "train", f"adapter={tiny_run.path}", f"task.data.path={rows()}",
+        f"model.sha256={'0' * 64}", "run.dir=b", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.code == 2
+    assert "model.other-weights" in done.err
+    assert not (tmp_path / "b").exists()
 
 
 def test_another_base_is_refused(

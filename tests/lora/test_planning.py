@@ -2,7 +2,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, BertConfig, BertForSequenceClassification, MixtralModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+    BertForSequenceClassification,
+    MixtralModel,
+)
 
 from lora_cli.config.adapters import LoraConfig
 from lora_cli.errors import UserError
@@ -153,6 +159,42 @@ def test_fused_weights_of_some_blocks_keep_their_whole_names(experts: Any) -> No
     with pytest.raises(UserError) as caught:
         plan(experts, targets=(), target_parameters=("down_proj",), layers=(3,))
     assert [problem.key for problem in caught.value.problems] == ["lora.layers"]
+
+
+def test_nothing_is_left_out_where_no_layer_is_meant(experts: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        plan(experts, targets=(), target_parameters=("down_proj",), exclude=("nonsense",))
+    assert [problem.key for problem in caught.value.problems] == ["lora.exclude"]
+
+
+def test_blocks_without_experts_are_reported() -> None:
+    config = AutoConfig.for_model(
+        "qwen3_moe",
+        hidden_size=16,
+        moe_intermediate_size=8,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_experts=2,
+        mlp_only_layers=[0],
+    )
+    with torch.device("meta"):
+        mixed = AutoModel.from_config(config)
+    found = plan(mixed, targets=("q_proj",), target_parameters=("experts.down_proj",))
+    assert found.parameters == ("layers.1.mlp.experts.down_proj",)
+    with pytest.raises(UserError) as caught:
+        plan(mixed, targets=("q_proj",), target_parameters=("experts.down_proj",), layers=(0,))
+    assert [problem.key for problem in caught.value.problems] == ["lora.layers"]
+
+
+def test_a_bias_in_b_needs_a_bias_to_be_merged_into(experts: Any, model: Any) -> None:
+    assert plan(model, lora_bias=True).targets.names
+    with pytest.raises(UserError) as caught:
+        plan(experts, targets=("q_proj",), lora_bias=True)
+    (problem,) = caught.value.problems
+    assert problem.key == "lora.lora_bias"
+    assert "q_proj have none (3 layers)" in problem.message
 
 
 def test_putting_in_everything() -> None:

@@ -185,11 +185,14 @@ def test_merging_goes_through_the_weights_before_quantization(kind: str) -> None
     model[0] = adapter_on(model[0], "lora")
     a, b = (getattr(model[0], f"lora_{x}").weight.detach().numpy() for x in "AB")
     before = [layer.weight.detach().numpy() for layer in whole]
+    trained = model[0].base_layer.bias.detach().clone() + 1
+    model[0].base_layer.bias.data.copy_(trained)
     restore_weights(model, copy.deepcopy(whole))
     assert [kind_of(model[0].base_layer), kind_of(model[1])] == ["linear", "linear"]
     assert model[0].base_layer.training
     assert not any(value.requires_grad for value in model[1].parameters())
     merge_lora(model)
+    assert torch.equal(model[0].bias, trained), "a bias that was trained is kept"
     np.testing.assert_allclose(model[0].weight.numpy(), before[0] + 2.0 * b @ a, rtol=1e-5)
     np.testing.assert_array_equal(model[1].weight.detach().numpy(), before[1])
 
