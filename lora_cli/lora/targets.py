@@ -111,9 +111,9 @@ def resolve_targets(
 
     Raises:
         UnmatchedTargetsError: If a pattern matches no layer; all such patterns are listed.
-        UserError: If `targets` is "auto" for an unknown family, no layer is left, a pattern is
-            empty or too long, a block is not there, or a selected layer shares its weight with
-            another one.
+        UserError: If `targets` is "auto" for an unknown family, no layer is left (of all, or of an
+            entry that the user wrote), a pattern is empty or too long, a block is not there, or a
+            selected layer shares its weight with another one.
     """
     known = layer_names(model, variant)
     is_all = targets == "all-linear"
@@ -138,7 +138,10 @@ def resolve_targets(
     if layers is not None:
         kept = _in_blocks(model, kept, layers)
     _check_untied(model, kept)
-    return ResolvedTargets(names=tuple(kept), by_pattern=_restrict(found, kept))
+    resolved = ResolvedTargets(names=tuple(kept), by_pattern=_restrict(found, kept))
+    if targets != "auto":
+        _check_none_vanished(resolved.counts, exclude)
+    return resolved
 
 
 def _select(patterns: Iterable[str], names: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -199,6 +202,22 @@ def _eligible(
         for name in layer_names(model, variant)
         if not is_inside(name, left_out) and (not all_linear or is_linear(modules[name]))
     )
+
+
+def _check_none_vanished(counts: Mapping[str, int], exclude: tuple[str, ...]) -> None:
+    """Refuse an entry of which `lora.exclude` or `lora.layers` leave nothing."""
+    gone = [pattern for pattern, count in counts.items() if not count]
+    if gone:
+        key = "lora.exclude" if exclude else "lora.layers"
+        raise UserError(
+            Problem(
+                id="lora.nothing-to-adapt",
+                message=f"`{key}` must leave at least one layer of each entry of `lora.targets`, "
+                f"but leaves none of {', '.join(gone)}.",
+                key=key,
+                fix=f"take {', '.join(gone)} out of lora.targets",
+            )
+        )
 
 
 def _nothing_left(key: str, names: Iterable[str]) -> Problem:

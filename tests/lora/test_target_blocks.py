@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, BertConfig, BertForSequenceClassification
+from transformers import AutoConfig, BertConfig, BertForSequenceClassification, BertModel
 
 from lora_cli.errors import UserError
 from lora_cli.lora.kinds import kind_of
@@ -62,7 +62,7 @@ def test_layers(model: nn.Module, layers: tuple[int | str, ...], blocks: set[int
 
 
 def test_layers_leave_out_what_is_in_no_block(model: nn.Module) -> None:
-    names = resolve(model, ("word_embeddings", "query"), layers=(0,)).names
+    names = resolve(model, ("[wq]*e[rd]*",), layers=(0,)).names
     assert names == ("bert.encoder.layer.0.attention.self.query",)
     with pytest.raises(UserError, match="in no numbered block"):
         resolve(model, ("word_embeddings",), layers=(0,))
@@ -128,3 +128,33 @@ def test_blocks_of_an_adapter_file_as_in_peft(
         layers=[layers] if isinstance(layers, int) else layers,
         layers_pattern=(pattern,) if isinstance(pattern, str) else tuple(pattern or ()),
     )
+
+
+@pytest.mark.parametrize(
+    ("targets", "exclude", "layers", "key"),
+    [
+        (("query", "value"), ("value",), None, "lora.exclude"),
+        (("query", "word_embeddings"), (), (0,), "lora.layers"),
+    ],
+)
+def test_no_entry_of_targets_is_taken_away_whole(
+    targets: tuple[str, ...], exclude: tuple[str, ...], layers: tuple[int, ...] | None, key: str
+) -> None:
+    config = BertConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8
+    )
+    with torch.device("meta"):
+        model = BertModel(config)
+    with pytest.raises(UserError) as caught:
+        resolve_targets(
+            model,
+            targets=targets,
+            exclude=exclude,
+            auto=None,
+            saved_modules=(),
+            variant="lora",
+            layers=layers,
+        )
+    (problem,) = caught.value.problems
+    assert problem.key == key
+    assert targets[1] in problem.message
