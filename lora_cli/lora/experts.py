@@ -140,16 +140,6 @@ def inject_experts(model: nn.Module, names: Iterable[str], settings: LoraSetting
         setattr(model.get_submodule(parent), last, layer)
 
 
-def adapted_parameters(model: nn.Module) -> dict[str, str]:
-    """Return the exact name of each adapted parameter by the path of its layer in the model."""
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, LoraParameter):
-            owner = name.partition(".base_layer")[0]
-            found[name] = f"{owner}.{module.parameter_name}"
-    return found
-
-
 def _matrices(model: nn.Module) -> dict[str, torch.Tensor]:
     """The parameters of dense numbers that are matrices or stacks of them, but for the model's."""
     return {
