@@ -1,10 +1,13 @@
 """Train one task with every variant, start and strategy, and print a Markdown table.
 
 The data is the package's own set of movie reviews (`python -m lora_cli.data.movie_reviews`), or a
-text classification file or folder. Each method gets the learning rate that is best on validation
-rows; accuracy is that on test rows; runs of one seed follow one another, so that times compare:
+text classification file or folder. Seed 1 tries each learning rate of a method; the one that is
+best on validation rows is run with the other seeds as well; accuracy is that on test rows. Time and
+memory come from short runs, each next to one of plain LoRA: nothing else may run then.
 
-    python benchmarks/variants.py [DATA] --rows 1000 --seeds 2
+    python benchmarks/variants.py [DATA] --rows 1000 --seeds 2 --results FILE
+
+FILE keeps what was run, so that an interrupted comparison goes on where it stopped.
 """
 
 import argparse
@@ -12,7 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -20,32 +23,34 @@ from typing import Any
 Result = dict[str, Any]
 
 # What is chosen, and the learning rates that it is tried with.
-LORA_LRS = (1e-3, 2e-3, 4e-3)
+LORA_LRS = (2e-3, 4e-3)
 METHODS: dict[str, tuple[Sequence[str], Sequence[float]]] = {
     "lora, r 8": ((), LORA_LRS),
     "lora, r 2": (("lora.r=2", "lora.alpha=4"), LORA_LRS),
     "lora, r 64": (("lora.r=64",), LORA_LRS),
     "rsLoRA, r 64": (("lora=rslora", "lora.r=64"), LORA_LRS),
-    "all-linear": (("lora=all-linear",), (5e-4, 1e-3, 2e-3)),
+    "all-linear": (("lora=all-linear",), (1e-3, 2e-3)),
     "top 2 blocks": (("lora.layers=[top-2]",), LORA_LRS),
     "gaussian start": (("lora.init=gaussian",), LORA_LRS),
-    "PiSSA": (("lora=pissa",), (5e-4, 1e-3, 2e-3)),
-    "OLoRA": (("lora=olora",), (5e-4, 1e-3, 2e-3)),
+    "PiSSA": (("lora=pissa",), (1e-3, 2e-3)),
+    "OLoRA": (("lora=olora",), (1e-3, 2e-3)),
     "EVA": (("lora=eva",), LORA_LRS),
     "DoRA": (("lora=dora",), LORA_LRS),
     "LoRA-FA": (("lora=lora_fa",), LORA_LRS),
-    "LoRA+": (("optimizer=lora_plus",), (2e-4, 5e-4, 1e-3)),
-    "AdaLoRA": (("lora=adalora",), (2e-3, 4e-3, 8e-3)),
-    "VeRA, r 64": (("lora=vera", "lora.r=64"), (4e-3, 1e-2, 2e-2)),
+    "LoRA+": (("optimizer=lora_plus",), (5e-4, 1e-3)),
+    "AdaLoRA": (("lora=adalora",), (4e-3, 8e-3)),
+    "VeRA, r 64": (("lora=vera", "lora.r=64"), (1e-2, 3e-2)),
     "biases too": (("lora.bias=all",), LORA_LRS),
-    "strategy=head": (("strategy=head",), (2e-3, 5e-3, 2e-2)),
-    "strategy=bitfit": (("strategy=bitfit",), (1e-3, 2e-3, 4e-3)),
-    "strategy=top": (("strategy=top",), (1e-4, 3e-4, 1e-3)),
-    "strategy=adapter": (("strategy=adapter",), (1e-3, 2e-3, 4e-3)),
-    "strategy=prefix": (("strategy=prefix",), (5e-3, 1e-2, 2e-2)),
-    "strategy=full": (("strategy=full",), (5e-5, 1e-4, 3e-4)),
+    "strategy=head": (("strategy=head",), (5e-3, 2e-2)),
+    "strategy=bitfit": (("strategy=bitfit",), (2e-3, 4e-3)),
+    "strategy=top": (("strategy=top",), (3e-4, 1e-3)),
+    "strategy=adapter": (("strategy=adapter",), (2e-3, 4e-3)),
+    "strategy=prefix": (("strategy=prefix",), (1e-2, 2e-2)),
+    "strategy=full": (("strategy=full",), (1e-4, 3e-4)),
     "strategy=lora_then_full": (("strategy=lora_then_full",), LORA_LRS),
 }
+PLAIN = next(iter(METHODS))
+TIMED = ("trainer.max_steps=24",)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -54,82 +59,96 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("data", nargs="?", help="file or folder; the movie reviews where left out")
     add("--rows", type=int, default=1000, help="training rows")
+    add("--eval-rows", type=int, default=500, help="validation and test rows")
     add("--seeds", type=int, default=2, help="runs with the best learning rate")
     add("--epochs", type=int, default=3)
-    add("--only", nargs="+", choices=METHODS, help="these methods")
+    add("--only", nargs="+", choices=METHODS, default=list(METHODS), help="these methods")
+    add("--results", type=Path, default=Path("variants.jsonl"), help="what was run, kept")
+    add("--untimed", action="store_true", help="leave time and memory for a later call")
     return parser.parse_args()
 
 
-def train(args: argparse.Namespace, method: str, lr: float, seed: int, *, test: bool) -> Result:
-    """Train in a process of its own; with `test`, evaluate the adapter on the test rows too."""
-    data = ["task=movie_reviews"] if args.data is None else [f"task.data.path={args.data}"]
-    options = [
-        "model=minilm",
-        *data,
-        f"task.data.max_train_rows={args.rows}",
-        f"trainer.epochs={args.epochs}",
-        *METHODS[method][0],
-        f"optimizer.lr={lr}",
-        f"seed={seed}",
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        result = _result(["train", *options, f"run.dir={run}"])
-        if test:
-            result["test"] = _result(["eval", str(run)])["adapter"]["accuracy"]
-    return result
+class Bench:
+    """Runs each pair of options and seed once, and keeps what came out in a file."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """Read what earlier calls have run with the same data."""
+        source = ["task=movie_reviews"] if not args.data else [f"task.data.path={args.data}"]
+        self.common = ["model=minilm", *source, f"task.data.max_train_rows={args.rows}"]
+        self.common += [
+            f"trainer.epochs={args.epochs}",
+            f"task.data.max_eval_rows={args.eval_rows}",
+        ]
+        self.file: Path = args.results
+        self.known: dict[str, Result] = {}
+        if self.file.exists():
+            self.known = {r["key"]: r for r in map(json.loads, self.file.read_text().splitlines())}
+
+    def run(self, method: str, lr: float, seed: int, *more: str, take: str = "") -> Result:
+        """Train in a process of its own, evaluate on test rows unless the run is timed."""
+        options = [*self.common, *METHODS[method][0], f"optimizer.lr={lr}", f"seed={seed}", *more]
+        key = " ".join([*options, take])
+        if key not in self.known:
+            with tempfile.TemporaryDirectory() as folder:
+                run = Path(folder) / "run"
+                result = command("train", *options, f"run.dir={run}") | {"key": key}
+                if not more:
+                    result["test"] = command("eval", str(run))["adapter"]["accuracy"]
+            with self.file.open("a") as out:
+                out.write(json.dumps(result) + "\n")
+            self.known[key] = result
+        return self.known[key]
+
+    def best(self, method: str) -> float:
+        """Return the learning rate with the best validation accuracy, then the least loss."""
+
+        def score(lr: float) -> tuple[float, float]:
+            scores = self.run(method, lr, 1)["adapter"]
+            return scores["accuracy"], -scores["loss"]
+
+        return max(METHODS[method][1], key=score)
+
+    def timed(self, method: str, lr: float) -> tuple[float, float]:
+        """Return time and peak memory as ratios to a run of plain LoRA just before."""
+        plain = self.run(PLAIN, LORA_LRS[0], 1, *TIMED, take=f"before {method}")
+        this = self.run(method, lr, 1, *TIMED)
+        speed = plain["samples_per_second"] / this["samples_per_second"]
+        return speed, this["peak_rss_bytes"] / plain["peak_rss_bytes"]
 
 
-def _result(arguments: Sequence[str]) -> Result:
-    command = [sys.executable, "-m", "lora_cli", *arguments, "--json", "--quiet"]
-    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+def command(*arguments: str) -> Result:
+    """Run lora-cli; return its result, or end with its exit code."""
+    line = [sys.executable, "-m", "lora_cli", *arguments, "--json", "--quiet"]
+    ended = subprocess.run(line, stdout=subprocess.PIPE, text=True)
     if ended.returncode != 0:
-        sys.exit(f"error: {' '.join(command)} ended with exit code {ended.returncode}")
+        sys.exit(f"error: {' '.join(line)} ended with exit code {ended.returncode}")
     result: Result = json.loads(ended.stdout)
     return result
 
 
-def best_lr(args: argparse.Namespace, method: str) -> float:
-    """Return the learning rate with the best accuracy on validation rows, with seed 0."""
-    scores = {
-        lr: train(args, method, lr, 0, test=False)["metric"]["value"] for lr in METHODS[method][1]
-    }
-    return max(scores, key=scores.__getitem__)
-
-
-def row(method: str, lr: float, runs: Sequence[Result], plain: Sequence[Result]) -> list[str]:
-    """Return the cells of a method; times and memory are ratios to plain LoRA, seed by seed."""
-    values = [100 * run["test"] for run in runs]
-    cells = [method, f"{lr:g}", f"{mean(values):.1f} ({min(values):.1f}-{max(values):.1f})"]
-    cells.append(f"{runs[0]['trainable_parameters']:,}")
-    cells.append(f"{runs[0]['adapter_bytes'] / 1e6:.2f} MB")
-    ratios = [
-        b["samples_per_second"] / a["samples_per_second"] for a, b in zip(runs, plain, strict=True)
-    ]
-    memory = [a["peak_rss_bytes"] / b["peak_rss_bytes"] for a, b in zip(runs, plain, strict=True)]
-    return [*cells, f"{mean(ratios):.2f}", f"{mean(memory):.2f}"]
-
-
-def print_row(cells: Sequence[str]) -> None:
-    """Print a line of the table at once: the next may be minutes away."""
-    print(f"| {' | '.join(cells)} |", flush=True)
+def table(bench: Bench, args: argparse.Namespace) -> Iterator[list[str]]:
+    """Run all that is missing; give the cells of each line."""
+    chosen = {method: bench.best(method) for method in args.only}
+    for seed in range(2, args.seeds + 1):
+        for method, lr in chosen.items():
+            bench.run(method, lr, seed)
+    yield ["method", "lr", "test accuracy %", "trained", "on disk", "time", "memory"]
+    yield ["---", *["---:"] * 6]
+    for method, lr in chosen.items():
+        runs = [bench.run(method, lr, seed) for seed in range(1, args.seeds + 1)]
+        values = [100 * run["test"] for run in runs]
+        cells = [method, f"{lr:g}", f"{mean(values):.1f} ({min(values):.1f}-{max(values):.1f})"]
+        cells.append(f"{runs[0]['trainable_parameters']:,}")
+        cells.append(f"{runs[0]['adapter_bytes'] / 1e6:.2f} MB")
+        timed = ["", ""] if args.untimed else [f"{x:.2f}" for x in bench.timed(method, lr)]
+        yield [*cells, *timed]
 
 
 def main() -> None:
     """Run as a script."""
     args = parse_arguments()
-    # Plain LoRA is what times and memory are compared with.
-    names = list(dict.fromkeys([next(iter(METHODS)), *(args.only or METHODS)]))
-    lrs = {name: best_lr(args, name) for name in names}
-    runs: Mapping[str, list[Result]] = {name: [] for name in names}
-    for seed in range(1, args.seeds + 1):
-        for name in names:
-            runs[name].append(train(args, name, lrs[name], seed, test=True))
-    columns = ["method", "lr", "test accuracy %", "trained", "on disk", "time", "memory"]
-    print_row(columns)
-    print_row(["---", *["---:"] * (len(columns) - 1)])
-    for name in names:
-        print_row(row(name, lrs[name], runs[name], runs[names[0]]))
+    for cells in table(Bench(args), args):
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ An adapter that is cut off from the loss trains without any error and saves what
 The classic cause is reentrant gradient checkpointing over frozen inputs.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,11 @@ from torch.utils.hooks import RemovableHandle
 
 from lora_cli.errors import Problem, RunFailedError
 from lora_cli.log import logger
+from lora_cli.lora.bottleneck import BottleneckLayer
 from lora_cli.lora.layer import AdapterLayer
+from lora_cli.lora.patterns import is_inside
+from lora_cli.lora.prefix import Prefix
+from lora_cli.models.heads import head_names
 
 # A layer that runs and gets no gradient in three steps will get none in the fourth either.
 CONNECTED_AFTER = 3
@@ -25,7 +29,7 @@ _LISTED = 20
 
 @dataclass
 class _Watched:
-    """One adapted layer or saved module, and what has been seen of it."""
+    """One adapted layer, saved module or other trained module, and what has been seen of it."""
 
     parameters: dict[str, nn.Parameter]
     rows: bool  # Of an embedding: a row has no gradient until its token occurs.
@@ -61,6 +65,11 @@ class AdapterWatch:
     optimizer. The cost is a pass over the gradients of what has not moved yet, which after two
     steps is nothing in nearly every run.
 
+    Every adapter must get a gradient and move, and so must every tensor of the head. Of another
+    module that is trained whole something must. Single weights of the base that are trained beside
+    them, such as biases, are looked at together: tasks leave parts of a base out, and the gradient
+    of some biases is zero but for rounding.
+
     Args:
         model: With adapters in place.
         saved_modules: Exact paths of the modules that are trained whole.
@@ -78,39 +87,52 @@ class AdapterWatch:
     ) -> None:
         self._adapters: dict[str, _Watched] = {}
         self._saved: dict[str, _Watched] = {}
+        self._heads: dict[str, _Watched] = {}
+        self._others: dict[str, _Watched] = {}
         self._may_be_unused = frozenset(may_be_unused)
         self._hooks: list[RemovableHandle] = []
         self._probes: list[_Probe] = []
         self._steps = 0
+        self._is_lora = any(isinstance(module, AdapterLayer) for module in model.modules())
+        heads = head_names(model)
         for name, module in model.named_modules():
             if isinstance(module, AdapterLayer):
-                own = module.own_tensors()
-                trained = {
-                    leaf: value
-                    for leaf, value in own.items()
-                    if isinstance(value, nn.Parameter) and value.requires_grad
-                }
-                self._watch(self._adapters, name, module, trained, rows=_has_rows(module))
+                own = module.own_tensors().items()
+                self._watch(self._adapters, name, module, own, rows=_has_rows(module))
+            elif isinstance(module, BottleneckLayer | Prefix):
+                self._watch(self._adapters, name, module, module.named_parameters())
             elif name in saved_modules:
-                trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
-                self._watch(self._saved, name, module, trained, rows=False)
+                self._watch(self._saved, name, module, module.named_parameters())
+                if name in self._saved and is_inside(name, heads):
+                    self._heads[name] = self._saved[name]
+        seen = {id(p) for w in self._all() for p in w.parameters.values()}
+        for name, module in model.named_modules():
+            own = module.named_parameters(recurse=False)
+            self._watch(self._others, name, module, [(n, p) for n, p in own if id(p) not in seen])
+
+    def _all(self) -> tuple[_Watched, ...]:
+        groups = (self._adapters, self._saved, self._others)
+        return tuple(watched for group in groups for watched in group.values())
 
     def _watch(
         self,
         group: dict[str, _Watched],
         name: str,
         module: nn.Module,
-        parameters: Mapping[str, nn.Parameter],
+        tensors: Iterable[tuple[str, torch.Tensor]],
         *,
-        rows: bool,
+        rows: bool = False,
     ) -> None:
-        if not parameters:
+        trained = {n: p for n, p in tensors if isinstance(p, nn.Parameter) and p.requires_grad}
+        if not trained:
             return
-        watched = _Watched(dict(parameters), rows)
+        watched = _Watched(trained, rows)
 
         def note(module: nn.Module, *_: Any) -> None:
             watched.ran = watched.ran or module.training
 
+        # A prefix is asked for its keys and values, and never called.
+        watched.ran = isinstance(module, Prefix)
         group[name] = watched
         self._hooks.append(module.register_forward_hook(note))
 
@@ -118,7 +140,7 @@ class AdapterWatch:
     def look(self) -> None:
         """Note which parameters have a gradient of the loss, before anything is added to it."""
         self._probes = []
-        for watched in (*self._adapters.values(), *self._saved.values()):
+        for watched in self._all():
             for name, parameter in watched.parameters.items():
                 if parameter.grad is None or name in watched.moved:
                     continue
@@ -153,8 +175,7 @@ class AdapterWatch:
                 if has_gradient and has_moved:
                     probe.owner.moved.add(probe.name)
             self._probes = []
-        everything = (*self._adapters.values(), *self._saved.values())
-        done = all(watched.is_done() for watched in everything)
+        done = all(watched.is_done() for watched in self._all())
         if not done:
             self._raise_if_dead(last=last)
         done = done or last or self._steps >= LAST_STEP
@@ -190,8 +211,7 @@ class AdapterWatch:
                     f"but {len(names)} of {len(self._adapters)} ran without the loss depending on "
                     f"them in {self._count()}",
                     fix="gradient checkpointing over frozen inputs does that: use "
-                    "use_reentrant=False. Layers that this task does not use are left out with "
-                    f"{_exclude(names)}",
+                    f"use_reentrant=False. {self._leave_out(names)}",
                 )
             )
         return problems + self._saved_problems(saved)
@@ -206,32 +226,70 @@ class AdapterWatch:
         if self._steps < LAST_STEP:
             idle = []
         total, steps = len(self._adapters), self._count()
-        unused = "leave them out if this task does not use them: "
         problems = [
             self._problem(names, f"but {len(names)} of {total} {what} {steps}", fix=fix)
             for names, what, fix in (
-                (idle, "never ran in", unused + _exclude(idle)),
-                (zero, "had a gradient of zero throughout", unused + _exclude(zero)),
+                (idle, "never ran in", self._leave_out(idle)),
+                (zero, "had a gradient of zero throughout", self._leave_out(zero)),
                 (stuck, "stayed as they were, in spite of a gradient, in", "raise optimizer.lr"),
             )
             if names
         ]
         never = [n for n, w in self._saved.items() if not w.connected and not w.ran]
-        frozen = [
-            f"{n}.{leaf}" for n, w in self._saved.items() for leaf in sorted(w.reached - w.moved)
-        ]
-        if frozen:
+        problems += self._head_problems() + self._other_problems()
+        return problems + self._saved_problems(never if self._steps == LAST_STEP else [])
+
+    def _head_problems(self) -> list[Problem]:
+        """Report tensors of heads, and whole other modules, that have not moved."""
+        connected = {n: w for n, w in self._saved.items() if w.connected}
+        without, stuck = [], []
+        for name, watched in connected.items():
+            if name in self._heads:
+                missing = sorted(watched.parameters.keys() - watched.reached)
+                without += [f"{name}.{leaf}" for leaf in missing]
+            elif not watched.reached:
+                without.append(name)
+            if name in self._heads or not watched.moved:
+                stuck += [f"{name}.{leaf}" for leaf in sorted(watched.reached - watched.moved)]
+        total = sum(len(watched.parameters) for watched in connected.values())
+        problems = []
+        if without:
             problems.append(
-                Problem(
-                    id="train.dead-adapter",
-                    message="Every trained tensor must move in the first steps, but "
-                    f"{len(frozen)} stayed as they were, in spite of a gradient, in {steps}: "
-                    f"{_listed(frozen)}.",
-                    key="optimizer.lr",
-                    fix="raise optimizer.lr",
+                self._tensor_problem(
+                    without,
+                    f"but {len(without)} of {total} had none but zero throughout {self._count()}",
+                    key="task",
+                    fix="report this: a head should have no tensor that its loss does not use",
                 )
             )
-        return problems + self._saved_problems(never if self._steps == LAST_STEP else [])
+        return problems + self._stuck_problems(stuck)
+
+    def _other_problems(self) -> list[Problem]:
+        """Report that no weight of the base that is trained has moved."""
+        if not self._others or any(watched.moved for watched in self._others.values()):
+            return []
+        reached = [f"{n}.{leaf}" for n, w in self._others.items() for leaf in sorted(w.reached)]
+        if reached:
+            return self._stuck_problems(reached)
+        names = [f"{n}.{leaf}" for n, w in self._others.items() for leaf in w.parameters]
+        what = f"but all {len(names)} beside the head had none in {self._count()}"
+        fix = "gradient checkpointing over frozen inputs does that: use use_reentrant=False"
+        return [self._tensor_problem(names, what, key="strategy", fix=fix)]
+
+    def _stuck_problems(self, names: Sequence[str]) -> list[Problem]:
+        if not names:
+            return []
+        what = f"but {len(names)} stayed as they were, in spite of one, in {self._count()}"
+        return [self._tensor_problem(names, what, key="optimizer.lr", fix="raise optimizer.lr")]
+
+    def _tensor_problem(self, names: Sequence[str], what: str, *, key: str, fix: str) -> Problem:
+        return Problem(
+            id="train.dead-adapter",
+            message="Every trained tensor must get a gradient and move in the first steps, "
+            f"{what}: {_listed(names)}.",
+            key=key,
+            fix=fix,
+        )
 
     def _saved_problems(self, unused: Sequence[str]) -> list[Problem]:
         """Report modules that the loss leaves out; tell of those for which that is allowed."""
@@ -262,9 +320,17 @@ class AdapterWatch:
         return Problem(
             id="train.dead-adapter",
             message=f"Every adapter must learn from the first steps on, {what}: {_listed(names)}.",
-            key="lora.targets",
+            key="lora.targets" if self._is_lora else "strategy",
             fix=fix,
         )
+
+    def _leave_out(self, names: Sequence[str]) -> str:
+        """Say how to train without layers; strategies that put theirs everywhere cannot."""
+        if not self._is_lora:
+            return "This task does not use them: strategy=lora can leave layers out"
+        more = ",..." if len(names) > _LISTED else ""
+        shown = ",".join(names[:_LISTED])
+        return f"Layers that this task does not use are left out with lora.exclude=[{shown}{more}]"
 
     def _count(self) -> str:
         return "the first step" if self._steps == 1 else f"the first {self._steps} steps"
@@ -280,8 +346,3 @@ def _has_rows(layer: AdapterLayer) -> bool:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
-
-
-def _exclude(names: Sequence[str]) -> str:
-    more = ",..." if len(names) > _LISTED else ""
-    return f"lora.exclude=[{','.join(names[:_LISTED])}{more}]"

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import AutoModelForSequenceClassification, ViTConfig, ViTForImageClassification
 
 from lora_cli.config.optim import SgdConfig
+from lora_cli.config.strategies import AdapterStrategyConfig, PrefixStrategyConfig
 from lora_cli.errors import RunFailedError
 from lora_cli.lora.inject import freeze_base, inject_lora
 from lora_cli.lora.layer import AdapterLayer
 from lora_cli.lora.settings import AdaLoraSettings, LoraSettings
+from lora_cli.lora.strategies import apply_strategy
 from lora_cli.training.watch import LAST_STEP, AdapterWatch
 
 _spec = importlib.util.spec_from_file_location(
@@ -36,6 +38,13 @@ RENAMED = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is 
 
 class Net(nn.Module):
     """Two adapted layers, a pooler that may be unused, a head; `route` says what runs."""
+
+    # As models of transformers name their body: the rest is a head.
+    base_model_prefix = "body"
+
+    @property
+    def base_model(self) -> nn.Module:
+        return self.one
 
     def __init__(self, settings: LoraSettings = PLAIN, *, saved: tuple[str, ...] = ()) -> None:
         super().__init__()
@@ -306,7 +315,67 @@ def test_a_loss_past_every_new_module_is_an_error() -> None:
 def test_a_head_of_which_a_part_is_unused() -> None:
     net = Net()
     net.head.register_parameter("spare", nn.Parameter(torch.ones(3)))
-    assert train(net, AdapterWatch(net, ("head",)), steps=30) == LAST_STEP
+    error = fault(net)
+    assert "1 of 3 had none but zero throughout the first 20 steps: head.spare." in str(error)
+
+
+def test_a_part_of_the_head_whose_gradient_is_zero() -> None:
+    net = Net()
+    net.head = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    nn.init.constant_(net.head[0].bias, -100.0)
+    dead = "head.0.bias, head.0.weight, head.2.weight."
+    assert f"3 of 4 had none but zero throughout the first 20 steps: {dead}" in str(fault(net))
+
+
+def test_a_body_module_may_have_unused_parts() -> None:
+    """Of what is trained whole in the body, something must learn, but not everything."""
+    net = Net(saved=("one.base_layer",))
+    net.one.base_layer.register_parameter("spare", nn.Parameter(torch.ones(3)))
+    watch = AdapterWatch(net, ("head", "one.base_layer"))
+    assert train(net, watch, steps=30) == LAST_STEP
+
+
+@pytest.mark.parametrize("strategy", ["adapter", "prefix"])
+def test_what_other_strategies_add(
+    tiny_model_dir: ModelDir, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = AdapterStrategyConfig(size=4) if strategy == "adapter" else PrefixStrategyConfig()
+    for is_cut in (False, True):
+        model = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir(), num_labels=2)
+        applied = apply_strategy(model, config, ("classifier",), seed=0)
+        if is_cut:
+            block = model.bert.encoder.layer[1]
+            block.register_forward_hook(lambda _m, _i, output: output.detach())
+        watch = AdapterWatch(model.train(), applied.saved)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+        ended = None
+        for step in range(1, 5):
+            torch.manual_seed(step)
+            ids = torch.randint(5, 30, (4, 6))
+            model(input_ids=ids, labels=torch.tensor([0, 1, 1, 0])).loss.backward()
+            watch.look()
+            optimizer.step()
+            if is_cut and step == 3:
+                with pytest.raises(RunFailedError, match="ran without the loss depending") as e:
+                    watch.confirm(last=False)
+                assert e.value.problems[0].key == "strategy"
+                assert "lora.exclude" not in str(e.value)
+                break
+            ended = ended or watch.confirm(last=False)
+            optimizer.zero_grad()
+        assert is_cut != bool(ended)
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_weights_of_the_base(is_cut: bool) -> None:
+    """A pooler that is trained with the rest and not used is usual; nothing that learns is not."""
+    net = Net(saved=("pooler",))
+    net.one, net.two = nn.Linear(4, 4), nn.Linear(4, 4)
+    net.route = lambda net, x: net.two(net.one(x)).detach() if is_cut else pooled(net, x)
+    if is_cut:
+        assert "all 6 beside the head had none" in str(fault(net, steps=4))
+    else:
+        assert train(net, AdapterWatch(net, ("head",)), steps=30) == LAST_STEP
 
 
 def test_rows_of_tokens_that_have_not_occurred() -> None:
@@ -335,6 +404,7 @@ def test_many_names_are_cut_short() -> None:
     class Many(Net):
         def __init__(self) -> None:
             nn.Module.__init__(self)
+            self.one = nn.Identity()
             self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(30))
             self.head = nn.Linear(4, 2)
             self.route = lambda _, x: (
