@@ -26,6 +26,7 @@ from lora_cli.artifacts.commit import put_in_place, staged_beside
 from lora_cli.artifacts.merged import write_merged
 from lora_cli.artifacts.peft_format import PeftAdapter
 from lora_cli.commands.display import Display
+from lora_cli.commands.merging import Probe, take_probe
 from lora_cli.commands.opening import base_path, open_adapter, training_config
 from lora_cli.config.adapters import LoraConfig
 from lora_cli.config.commands import TrainConfig
@@ -45,6 +46,8 @@ from lora_cli.tasks.table import FAMILIES
 # Settings of training alone, which may differ in the next round.
 _FREE = ("lora.dropout",)
 _SHOWN = ("lora.r", "lora.alpha", "lora.targets")
+# Rows on which a merged base is compared with the adapter that it came from.
+_PROBE_ROWS = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -287,23 +290,31 @@ def base_staged(path: Path, start: Start | None, *, resume: bool) -> Iterator[Pa
             yield staged / MERGED_BASE
 
 
-def merge_base(start: Start, source: ModelSource, folder: Path, *, same_head: bool) -> ModelSource:
+def merge_base(
+    start: Start, source: ModelSource, folder: Path, config: TrainConfig, splits: Splits
+) -> tuple[ModelSource, Probe | None]:
     """Write adapter and base as one model, unless it is there, and return it.
 
-    Without the head where that starts anew.
+    Without the head where that starts anew. Where it does not, what the adapter says about some
+    rows comes with it, for `check_same` with the model as it is read back.
     """
     if not folder.is_dir():
         opened = open_adapter(start.name, base=str(source.place))
-        model = opened.attach()
+        model, probe = opened.attach(), None
+        same_head = start.same_head(splits)
+        if same_head:
+            task = opened.family.build(config.task, splits.state, opened.tokenizer)
+            features = [task.encode(row) for row in splits.rows["train"][:_PROBE_ROWS]]
+            probe = take_probe(task, model, features, split="train")
         opened.merge()
         body: Any = model.cpu() if same_head else model.cpu().base_model
         folder.mkdir()
         write_merged(body, opened.tokenizer, folder)
-        return replace(resolve_model(str(folder)), name=f"{start.name}, merged")
+        return replace(resolve_model(str(folder)), name=f"{start.name}, merged"), probe
     written = json.loads((folder.parent / "environment.json").read_bytes())
     merged = resolve_model(str(folder))
     check_sha256(merged, written["base"]["sha256"])
-    return replace(merged, name=f"{start.name}, merged")
+    return replace(merged, name=f"{start.name}, merged"), None
 
 
 def trained_again(start: Start | None, model: nn.Module) -> tuple[str, ...]:

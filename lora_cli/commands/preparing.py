@@ -16,6 +16,7 @@ from lora_cli.commands.continuing import (
     trained_again,
 )
 from lora_cli.commands.display import Display
+from lora_cli.commands.merging import Probe, check_same
 from lora_cli.commands.opening import check_base
 from lora_cli.commands.starting import put_in_adapters
 from lora_cli.config.commands import TrainConfig
@@ -48,6 +49,7 @@ from lora_cli.models.quantization import check_quantization, quantize_base
 from lora_cli.models.sources import ModelSource, check_sha256, resolve_model
 from lora_cli.tasks.contract import Features, Task
 from lora_cli.tasks.table import FAMILIES
+from lora_cli.training.runtime import default_device
 
 _NO_ADAPTERS = LoraSettings(r=1, alpha=1.0)
 
@@ -114,6 +116,7 @@ def prepare(
 
     Raises:
         UserError: With the problems of the data and those of the model together.
+        RunFailedError: If a base that `start` was merged into does not say what `start` says.
     """
     splits, source = _load_inputs(config, start)
     for note in splits.notes:
@@ -121,9 +124,15 @@ def prepare(
     same_head = start is None or start.same_head(splits)
     if start is not None:
         show_start(display, start, config, same_head=same_head)
+    probe: Probe | None = None
     if start is not None and staged is not None:
-        source = merge_base(start, source, staged, same_head=same_head)
+        source, probe = merge_base(start, source, staged, config, splits)
     base, tokenizer, task = load_model(source, config, splits.state)
+    # Quantizing makes it another model.
+    if probe is not None and config.model.quantization == "none":
+        model = base.model.to(default_device())
+        found = check_same(probe, model, model.dtype, what="merged")
+        display.note(f"merged against adapter on {probe.split}: {found.text}")
     _note_coupling(task, config, display)
 
     module_names = tuple(name for name, _ in base.model.named_modules())

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lora_cli.commands import continuing
 from lora_cli.models.sources import hash_weights
 
 QUICK = (
@@ -61,6 +62,28 @@ def test_a_merged_adapter_becomes_a_base_of_its_own(
     # Head and pooler, which the new base has, are trained on.
     assert "base_model.model.classifier.weight" in tensors(path / "adapter")
     assert "base_model.model.bert.pooler.dense.weight" in tensors(path / "adapter")
+
+
+def test_a_merge_that_loses_something_is_noticed(
+    run_cli: Any, tiny_run: Any, rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model that is read back is compared with the adapter, before anything is written."""
+    arguments = ("train", f"adapter={tiny_run.path}", "adapter_mode=merge", *QUICK)
+    arguments = (*arguments, f"task.data.path={rows()}", "run.dir=b")
+    done = run_cli(*arguments, cwd=tmp_path)
+    assert "merged against adapter on train: " in done.err
+    write = continuing.write_merged
+
+    def spoil(model: Any, tokenizer: Any, folder: Path) -> None:
+        with torch.no_grad():
+            model.bert.encoder.layer[0].attention.self.query.weight.mul_(2)
+        write(model, tokenizer, folder)
+
+    monkeypatch.setattr(continuing, "write_merged", spoil)
+    refused = run_cli(*arguments[:-1], "run.dir=c", cwd=tmp_path)
+    assert refused.code == 1
+    assert "error[merge.differs]" in refused.err
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.fixture(scope="module")
