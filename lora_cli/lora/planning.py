@@ -179,7 +179,7 @@ def _check_biases(model: nn.Module, names: Sequence[str]) -> list[Problem]:
         Problem(
             id="lora.no-bias",
             message="`lora.lora_bias` must be false where layers have no bias to merge it into, "
-            f"but {', '.join(last_parts(bare))} have none ({len(bare)} layers).",
+            f"but these have none: {', '.join(last_parts(bare))}.",
             key="lora.lora_bias",
             fix="lora.lora_bias=false, or leave these layers out",
         )
@@ -195,7 +195,7 @@ def _check_ranks(
         return bad
     missed = [p for p in patterns if not any(matches(p, name) for name in known)]
     if not missed:
-        return []
+        return _check_order(key, patterns, known)
     everything = [name for name, _ in model.named_modules() if name]
 
     def explain(pattern: str) -> str | None:
@@ -207,6 +207,30 @@ def _check_ranks(
         missed, last_parts(known), key=key, what="adapted layers", explain=explain
     )
     return list(error.problems)
+
+
+def _check_order(key: str, patterns: Iterable[str], known: Sequence[str]) -> list[Problem]:
+    """Return a problem for each pattern that earlier ones leave nothing to: the first counts."""
+    problems, seen = [], list[str]()
+    for pattern in patterns:
+        names = [name for name in known if matches(pattern, name)]
+        before = [p for p in seen if any(matches(p, name) for name in names)]
+        if all(any(matches(p, name) for p in before) for name in names):
+            problems.append(
+                Problem(
+                    id="lora.shadowed-pattern",
+                    message=f"Each entry of `{key}` must decide about a layer, but every layer of "
+                    f'"{pattern}" is one of {_quoted(before)} as well, and the first entry counts.',
+                    key=key,
+                    fix=f'put "{pattern}" first, or leave it out',
+                )
+            )
+        seen.append(pattern)
+    return problems
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
 
 
 def _with_command(problem: Problem, source: str) -> Problem:

@@ -105,6 +105,25 @@ def test_lengths_of_patterns_of_ranks(model: Any, pattern: str) -> None:
     assert caught.value.problems[0].key == "lora.rank_pattern"
 
 
+def test_a_pattern_that_earlier_ones_leave_nothing_to(model: Any) -> None:
+    first = "bert.encoder.layer.0.*"
+    # What is left to the second are the queries of the other blocks.
+    plan(model, rank_pattern={first: 2, "query": 4}, alpha_pattern={"query": 4.0, "value": 2.0})
+    with pytest.raises(UserError) as caught:
+        plan(
+            model,
+            rank_pattern={"query": 4, "*.layer.0.*": 2, "bert.*.query": 8},
+            alpha_pattern={"self.value": 1.0, "query": 2.0, first: 4.0},
+        )
+    said = [(p.id, p.key, p.message.partition(" is one of ")[2]) for p in caught.value.problems]
+    end = " as well, and the first entry counts."
+    assert said == [
+        ("lora.shadowed-pattern", "lora.rank_pattern", '"query", "*.layer.0.*"' + end),
+        ("lora.shadowed-pattern", "lora.alpha_pattern", '"self.value", "query"' + end),
+    ]
+    assert caught.value.problems[0].fix == 'put "bert.*.query" first, or leave it out'
+
+
 def test_tokens_and_targets_must_not_train_the_same_rows(model: Any) -> None:
     with pytest.raises(UserError) as caught:
         plan(model, targets=("word_embeddings",), trainable_tokens=("x",))
@@ -194,7 +213,7 @@ def test_a_bias_in_b_needs_a_bias_to_be_merged_into(experts: Any, model: Any) ->
         plan(experts, targets=("q_proj",), lora_bias=True)
     (problem,) = caught.value.problems
     assert problem.key == "lora.lora_bias"
-    assert "q_proj have none (3 layers)" in problem.message
+    assert problem.message.endswith("these have none: q_proj.")
 
 
 def test_putting_in_everything() -> None:
