@@ -147,3 +147,43 @@ def test_a_text_twice_is_refused(run_cli: Any, run: Any) -> None:
     assert finished.code == 2
     assert "error[lora.bad-token]" in finished.err
     assert not (cwd / "runs" / "c").exists()
+
+
+@pytest.mark.parametrize("mode", ["continue", "merge"])
+def test_a_second_round(run_cli: Any, run: Any, mode: str) -> None:
+    """The rows start where the first round left them, in the adapter or in the merged base."""
+    cwd, _, _, _ = run
+    finished = run_cli(
+        *("train", "adapter=runs/a", f"adapter_mode={mode}", "task.data.path=rows.jsonl"),
+        *("task.max_length=32", "trainer.max_steps=2", "optimizer.lr=0.02"),
+        *("trainer.global_batch_size=8", f"run.name={mode}", "--json"),
+        cwd=cwd,
+    )
+    assert finished.code == 0, finished.err
+    (result,) = finished.lines
+    before = json.loads((cwd / "runs" / "a" / "result.json").read_text())["adapter"]
+    start = result["start"] if mode == "continue" else result["base"]
+    assert start == pytest.approx(before, abs=1e-5)
+    again = run_cli("eval", f"runs/{mode}", "split=validation", "--json", cwd=cwd)
+    assert again.code == 0, again.err
+    assert again.lines[0]["adapter"] == pytest.approx(result["adapter"], abs=1e-5)
+    assert again.lines[0]["merged"] == pytest.approx(result["adapter"], abs=1e-5)
+
+
+def test_with_a_phase_of_every_weight(run_cli: Any, run: Any) -> None:
+    cwd, base, _, settings = run
+    more = ("strategy=lora_then_full", "strategy.full_lr=1e-3", "run.name=two", "--json")
+    finished = run_cli("train", *settings, *more, cwd=cwd)
+    assert finished.code == 0, finished.err
+    (result,) = finished.lines
+    tuned = safetensors.torch.load_file(cwd / "runs" / "two" / "adapter" / "tuned.safetensors")
+    table = safetensors.torch.load_file(base / "model.safetensors")[
+        "embeddings.word_embeddings.weight"
+    ]
+    assert tuned["bert.embeddings.word_embeddings.weight"].shape[0] == table.shape[0] + 1
+    again = run_cli("eval", "runs/two", "split=validation", "--json", cwd=cwd)
+    assert again.code == 0, again.err
+    assert again.lines[0]["adapter"] == pytest.approx(result["adapter"], abs=1e-5)
+    merged = run_cli("merge", "runs/two", "output=two", cwd=cwd)
+    assert merged.code == 0, merged.err
+    assert "<ticker>" in AutoTokenizer.from_pretrained(cwd / "two").get_vocab()
