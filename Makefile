@@ -11,7 +11,7 @@ DEMO := runs/demo
 export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types imports test test-all check demo bench wheel clean
+.PHONY: help setup fmt lint types imports test test-all check demo bench variants wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,10 @@ demo: $(VENV)/.setup-demo ## train, predict, merge, export and evaluate on movie
 
 bench: $(VENV)/.setup-dev $(VENV)/.setup-demo ## compare with PEFT + Trainer on the text sets in a folder: make bench DATA=folder
 	$(BIN)/python benchmarks/compare.py "$(DATA)" --tuned
+
+variants: $(VENV)/.setup-dev $(VENV)/.setup-demo ## train with every variant and strategy: make variants DATA=folder (movie reviews without)
+	$(BIN)/python -m lora_cli.data.movie_reviews
+	$(BIN)/python benchmarks/variants.py "$(DATA)"
 
 wheel: setup ## build the wheel and try it in an empty environment outside the checkout
 	.ci/try-wheel $(BIN)/python

@@ -50,7 +50,6 @@ METHODS: dict[str, tuple[Sequence[str], Sequence[float]]] = {
     "strategy=lora_then_full": (("strategy=lora_then_full",), LORA_LRS),
 }
 PLAIN = next(iter(METHODS))
-TIMED = ("trainer.max_steps=24",)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -74,25 +73,43 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         """Read what earlier calls have run with the same data."""
         source = ["task=movie_reviews"] if not args.data else [f"task.data.path={args.data}"]
-        self.common = ["model=minilm", *source, f"task.data.max_train_rows={args.rows}"]
-        self.common += [
-            f"trainer.epochs={args.epochs}",
-            f"task.data.max_eval_rows={args.eval_rows}",
-        ]
+        common = ["model=minilm", *source, f"task.data.max_train_rows={args.rows}"]
+        rows = "task.data.max_eval_rows"
+        self.whole = [*common, f"trainer.epochs={args.epochs}", f"{rows}={args.eval_rows}"]
+        self.short = [*common, "trainer.max_steps=12", f"{rows}=32"]
         self.file: Path = args.results
         self.known: dict[str, Result] = {}
         if self.file.exists():
             self.known = {r["key"]: r for r in map(json.loads, self.file.read_text().splitlines())}
 
-    def run(self, method: str, lr: float, seed: int, *more: str, take: str = "") -> Result:
-        """Train in a process of its own, evaluate on test rows unless the run is timed."""
-        options = [*self.common, *METHODS[method][0], f"optimizer.lr={lr}", f"seed={seed}", *more]
-        key = " ".join([*options, take])
+    def run(self, method: str, lr: float, seed: int) -> Result:
+        """Train, and evaluate on test rows."""
+        return self._once(self.whole, method, lr, seed, test=True)
+
+    def timed(self, method: str, lr: float) -> tuple[float, float]:
+        """Return time and peak memory as ratios to a run of plain LoRA just before."""
+        plain = self._once(self.short, PLAIN, LORA_LRS[0], 1, name=f"before {method}")
+        this = self._once(self.short, method, lr, 1)
+        speed = plain["samples_per_second"] / this["samples_per_second"]
+        return speed, this["peak_rss_bytes"] / plain["peak_rss_bytes"]
+
+    def _once(
+        self,
+        common: Sequence[str],
+        method: str,
+        lr: float,
+        seed: int,
+        *,
+        test: bool = False,
+        name: str = "",
+    ) -> Result:
+        options = [*common, *METHODS[method][0], f"optimizer.lr={lr}", f"seed={seed}"]
+        key = " ".join([*options, name])
         if key not in self.known:
             with tempfile.TemporaryDirectory() as folder:
                 run = Path(folder) / "run"
                 result = command("train", *options, f"run.dir={run}") | {"key": key}
-                if not more:
+                if test:
                     result["test"] = command("eval", str(run))["adapter"]["accuracy"]
             with self.file.open("a") as out:
                 out.write(json.dumps(result) + "\n")
@@ -107,13 +124,6 @@ class Bench:
             return scores["accuracy"], -scores["loss"]
 
         return max(METHODS[method][1], key=score)
-
-    def timed(self, method: str, lr: float) -> tuple[float, float]:
-        """Return time and peak memory as ratios to a run of plain LoRA just before."""
-        plain = self.run(PLAIN, LORA_LRS[0], 1, *TIMED, take=f"before {method}")
-        this = self.run(method, lr, 1, *TIMED)
-        speed = plain["samples_per_second"] / this["samples_per_second"]
-        return speed, this["peak_rss_bytes"] / plain["peak_rss_bytes"]
 
 
 def command(*arguments: str) -> Result:
