@@ -11,7 +11,7 @@ DEMO := runs/demo
 export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types imports test test-all check demo bench variants wheel clean
+.PHONY: help setup fmt lint types imports test test-all gpu faults check demo bench variants wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,7 +49,13 @@ test: setup ## run the fast tests (no network, at most 10 minutes on 2 cores)
 	$(PYTEST)
 
 test-all: setup ## run the fast and the slow tests
-	$(PYTEST) -m "not gpu and not multi_gpu and not network"
+	$(PYTEST) -m "not gpu and not multi_gpu and not network and not faults"
+
+gpu: setup ## run the tests that need one GPU or two, and are skipped without
+	$(BIN)/python -m pytest -rs -m "gpu or multi_gpu" tests/gpu
+
+faults: setup ## kill, cut off, fill up and damage runs, and print what came of it (at most 15 minutes)
+	$(BIN)/python tests/faults/table.py
 
 check: lint types imports test ## everything that CI checks, in this order
 

@@ -24,20 +24,21 @@ Result = dict[str, Any]
 
 # What is chosen, and the learning rates that it is tried with.
 LORA_LRS = (2e-3, 4e-3)
+MORE_LRS = (*LORA_LRS, 8e-3)
 METHODS: dict[str, tuple[Sequence[str], Sequence[float]]] = {
-    "lora, r 8": ((), LORA_LRS),
-    "lora, r 2": (("lora.r=2", "lora.alpha=4"), LORA_LRS),
-    "lora, r 64": (("lora.r=64",), LORA_LRS),
-    "rsLoRA, r 64": (("lora=rslora", "lora.r=64"), LORA_LRS),
-    "all-linear": (("lora=all-linear",), (1e-3, 2e-3)),
+    "lora, r 8": ((), MORE_LRS),
+    "lora, r 2": (("lora.r=2", "lora.alpha=4"), MORE_LRS),
+    "lora, r 64": (("lora.r=64",), MORE_LRS),
+    "rsLoRA, r 64": (("lora=rslora", "lora.r=64"), MORE_LRS),
+    "all-linear": (("lora=all-linear",), LORA_LRS),
     "top 2 blocks": (("lora.layers=[top-2]",), LORA_LRS),
     "gaussian start": (("lora.init=gaussian",), LORA_LRS),
-    "PiSSA": (("lora=pissa",), (1e-3, 2e-3)),
-    "OLoRA": (("lora=olora",), (1e-3, 2e-3)),
+    "PiSSA": (("lora=pissa",), MORE_LRS),
+    "OLoRA": (("lora=olora",), MORE_LRS),
     "EVA": (("lora=eva",), LORA_LRS),
     "DoRA": (("lora=dora",), LORA_LRS),
-    "LoRA-FA": (("lora=lora_fa",), LORA_LRS),
-    "LoRA+": (("optimizer=lora_plus",), (5e-4, 1e-3)),
+    "LoRA-FA": (("lora=lora_fa",), (4e-3, 8e-3, 1.6e-2)),
+    "LoRA+": (("optimizer=lora_plus",), (1e-3, 2e-3)),
     "AdaLoRA": (("lora=adalora",), (4e-3, 8e-3)),
     "VeRA, r 64": (("lora=vera", "lora.r=64"), (1e-2, 3e-2)),
     "biases too": (("lora.bias=all",), LORA_LRS),

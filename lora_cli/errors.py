@@ -1,6 +1,7 @@
 """Exceptions that carry what a person needs to act; `lora_cli.cli.render` alone lays them out."""
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,39 @@ class StoppedError(LoraCliError):
     """The run stopped on request with a checkpoint committed; `--resume` continues it."""
 
     exit_code = 75
+
+
+class Interrupted(KeyboardInterrupt):  # nothing went wrong
+    """A signal has ended the command before there was anything new to save.
+
+    It is no `Exception`, so that code which works around errors lets it pass.
+
+    Attributes:
+        signal: Number of the signal, which ends the process once everything is put away.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number
+
+
+_STORAGE_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EIO,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ESTALE,
+    errno.ENXIO,
+    errno.ENODEV,
+}
+
+
+def is_storage_error(error: BaseException) -> bool:
+    """Whether the system could not read or write a file, for want of room or otherwise."""
+    return isinstance(error, OSError) and error.errno in _STORAGE_ERRORS
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str | None:

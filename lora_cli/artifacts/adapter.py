@@ -5,7 +5,8 @@ there is no ``adapter_config.json`` then that would promise otherwise.
 
 ``lora_cli.json`` holds label names and everything else that the task learned, the base model with
 the sha256 of its weights, and the resolved configuration: every later command works from the
-folder alone.
+folder alone. It holds the sha256 of itself and of the other files too, but for the card, which may
+be edited.
 """
 
 import json
@@ -17,7 +18,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lora_cli.artifacts.commit import commit_folder
+from lora_cli.artifacts.commit import (
+    DamagedFolderError,
+    check_file,
+    commit_folder,
+    describe_files,
+    document_sha256,
+)
 from lora_cli.artifacts.peft_format import PeftAdapter, load_peft, peft_files
 from lora_cli.artifacts.peft_prefix import is_prefix, load_prefix, prefix_files
 from lora_cli.artifacts.tuned import TUNED_FILE, Tuned, load_tuned, tuned_files
@@ -127,8 +134,11 @@ def save_adapter(
     }
     if record.combined:
         document["combined"] = record.combined
+    tensors = _adapter_files(adapter, module_names)
+    document["files"] = describe_files(tensors)
+    document["sha256"] = document_sha256(document)
     files = {
-        **_adapter_files(adapter, module_names),
+        **tensors,
         RECORD: json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n",
         "README.md": card.encode(),
     }
@@ -161,11 +171,24 @@ def load_adapter(folder: Path) -> tuple[Adapter, AdapterRecord]:
             metrics=dict(document["metrics"]),
             combined=dict(document.get("combined", {})),
         )
+        if document_sha256(document) != document["sha256"]:
+            raise _unreadable(path, "it does not match its own sha256")
+        for name, entry in document["files"].items():
+            check_file(folder, name, entry)
     except FileNotFoundError:
         raise _unreadable(
             path, "it is missing: label names and task are not in PEFT's own files"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DamagedFolderError as error:
+        raise UserError(
+            Problem(
+                id="adapter.changed",
+                message=f"The adapter in {folder} must be as it was written, but {error}.",
+                where=str(folder),
+                fix="copy the whole folder again",
+            )
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
         why = f"it cannot be read ({type(error).__name__}: {error})"
         raise _unreadable(path, why) from error
     return adapter, record

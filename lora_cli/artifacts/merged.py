@@ -1,14 +1,21 @@
 """The merged model as an ordinary Hugging Face folder."""
 
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lora_cli.artifacts.commit import find_obstacle, put_in_place, staged_beside
+from safetensors import SafetensorError
+
+from lora_cli.artifacts.commit import put_in_place, staged_beside
+from lora_cli.artifacts.room import find_obstacle
 from lora_cli.artifacts.tuned import TUNED_FILE
 from lora_cli.errors import Problem, UserError
 from lora_cli.models.base import silence
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def save_merged(
@@ -30,16 +37,33 @@ def save_merged(
 
 
 def write_merged(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write model and tokenizer into a folder with `save_pretrained`, file by file."""
+    """Write model and tokenizer into a folder with `save_pretrained`, file by file.
+
+    Raises:
+        OSError: If writing failed.
+    """
     # The trained head is float32; on a base of lower precision it is rounded here, once.
     weights = {
         name: tensor.to(model.dtype) if tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()
     }
-    with silence():
+    with silence(), _os_errors(folder):
         model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
     _follow_umask(folder)
+
+
+@contextmanager
+def _os_errors(folder: Path) -> Iterator[None]:
+    """Turn what safetensors makes of an error of the file system back into one."""
+    try:
+        yield
+    except SafetensorError as error:
+        found = _OS_ERROR.search(str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(folder)) from error
 
 
 def check_output(

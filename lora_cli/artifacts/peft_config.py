@@ -46,7 +46,7 @@ def _read_json(path: Path) -> dict[str, Any]:
                 fix="give the folder of a run or of an adapter.",
             )
         ) from None
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             Problem(
                 id="adapter.bad-config",

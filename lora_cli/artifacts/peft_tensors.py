@@ -113,7 +113,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
                 else "copy the whole folder again.",
             )
         ) from None
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(
             Problem(
                 id="adapter.damaged",

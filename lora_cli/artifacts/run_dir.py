@@ -1,14 +1,12 @@
 """The run directory: made once, never overwritten by accident, read by every later command."""
 
-import fcntl
 import json
-import os
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,9 +14,12 @@ from typing import Any
 
 import yaml
 
-from lora_cli.artifacts.commit import find_obstacle, replace_file
+from lora_cli.artifacts.commit import LEFTOVERS, remove_folder, replace_file, sync_path
+from lora_cli.artifacts.lock import LOCK
+from lora_cli.artifacts.room import find_obstacle
 from lora_cli.errors import Problem, UserError
-from lora_cli.training.events import EvalDone, Event, StepDone
+from lora_cli.log import logger
+from lora_cli.training.events import BatchHalved, CheckpointDue, EvalDone, Event, StepDone
 
 # What `train`, `eval`, `predict`, `merge` and `export` write here unless told otherwise.
 WRITTEN = (
@@ -38,8 +39,16 @@ WRITTEN = (
     "model.onnx",
     "model.onnx.data",
     "adapter-peft",
+    "status.json",
+    "trackers.json",
+    "metrics.csv",
+    "tensorboard",
+    "wandb",
+    "mlruns",
+    "trackio",
 )
-LEFTOVERS = (".tmp-", ".trash-")
+# Written in this order at the start; only the last of them makes the folder a run directory.
+_FIRST = ("logs", "base", "recipe.yaml", "config.yaml")
 PACKAGES = ("lora-cli", "torch", "transformers", "datasets", "accelerate", "safetensors")
 
 
@@ -72,23 +81,38 @@ def check_run_dir(path: Path, *, overwrite: bool, resume: bool) -> None:
         raise _exists(path, "it is a file", "choose another run.dir")
     if (obstacle := find_obstacle(path)) is not None:
         raise _exists(path, obstacle, "choose another run.dir")
-    taken = path.exists() and any(entry.name != ".lock" for entry in path.iterdir())
-    is_run = (path / "config.yaml").is_file() and (path / "environment.json").is_file()
+    taken = path.exists() and not _is_untouched(path)
+    is_run = has_begun(path)
     if taken and not is_run and not resume:
         why = "it holds something else than a run" + (", so it is not deleted" * overwrite)
         raise _exists(path, why, "choose another run.dir")
     if taken and not overwrite and not resume:
         fix = "--resume continues it, --overwrite replaces it, run.dir=PATH leaves it alone"
         raise _exists(path, "it exists", fix)
-    if resume and not is_run:
+    if resume and not is_run and (taken or not (path / LOCK).exists()):
         raise UserError(
             Problem(
                 id="run.nothing-to-resume",
-                message=f"`--resume` needs a run directory, but {path} is none.",
+                message=f"`run.dir` must hold a run to be resumed, but {path} does not.",
                 key="run.dir",
                 fix="leave --resume out to start the run",
             )
         )
+
+
+def has_begun(path: Path) -> bool:
+    """Whether a run has begun in a folder, so far that it can be resumed."""
+    return (path / "config.yaml").is_file() and (path / "environment.json").is_file()
+
+
+def _is_untouched(path: Path) -> bool:
+    """Whether nothing is there but what a run writes before anything else.
+
+    The lock is made in a folder that was found empty, so what a run that was killed right after
+    has left beside it is its own.
+    """
+    names = {entry.name for entry in path.iterdir() if not entry.name.startswith(LEFTOVERS)}
+    return names <= {LOCK} or (LOCK in names and names <= {LOCK, *_FIRST})
 
 
 def _exists(path: Path, why: str, fix: str) -> UserError:
@@ -100,35 +124,6 @@ def _exists(path: Path, why: str, fix: str) -> UserError:
             fix=fix,
         )
     )
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the directory for this process; the lock goes with the process, however it ends.
-
-    Raises:
-        UserError: If another process holds it.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 200).decode(errors="replace").strip()
-            raise UserError(
-                Problem(
-                    id="run.locked",
-                    message=f"`run.dir` must be free, but {path} is in use by {holder}.",
-                    key="run.dir",
-                    fix="wait for that run to end, or choose another run.dir",
-                )
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def check_inputs(path: Path, inputs: Mapping[str, str]) -> None:
@@ -175,8 +170,17 @@ def _entries_of_run(path: Path) -> list[Path]:
 
 
 def clear_run_dir(path: Path) -> None:
-    """Delete what runs write here, and nothing else; `check_run_dir` has allowed it."""
-    for entry in _entries_of_run(path):
+    """Delete what runs write here, and nothing else; `check_run_dir` has allowed it.
+
+    What is killed meanwhile is still a run directory, and one that cannot be resumed: the
+    checkpoints go first, as a whole, and what marks it as a run last.
+    """
+    checkpoints = path / "checkpoints"
+    if checkpoints.is_dir() and not checkpoints.is_symlink():
+        remove_folder(checkpoints)
+        sync_path(path)
+    order = {"environment.json": 1, "config.yaml": 2}
+    for entry in sorted(_entries_of_run(path), key=lambda entry: order.get(entry.name, 0)):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
@@ -244,6 +248,8 @@ def _git_commit() -> str | None:
 class MetricsFile:
     """Listener that appends one JSON line per reported step and evaluation to metrics.jsonl.
 
+    Told of a checkpoint before the `Checkpointer` is, it forces to disk what came before.
+
     Args:
         path: File to append to.
         last_step: Lines after this step are removed first, since a resumed run repeats them.
@@ -278,6 +284,11 @@ class MetricsFile:
                     "is_best": event.is_best,
                 }
             )
+        elif isinstance(event, BatchHalved):
+            self._append({"event": "batch-halved", **asdict(event)})
+        elif isinstance(event, CheckpointDue):
+            # A power cut must not take lines away that lie before a checkpoint.
+            sync_path(self._path)
 
     def base(self, metrics: Mapping[str, float]) -> None:
         """Write what the base model says, where step 0 is something else."""
@@ -289,12 +300,22 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics file; a last line that was cut off is left out."""
-    lines = []
-    if path.exists():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break
+    """Return the lines of a metrics file; a last line that was cut off is left out.
+
+    What follows a damaged line is left out as well, with a warning.
+    """
+    lines: list[dict[str, Any]] = []
+    if not path.exists():
+        return lines
+    texts = path.read_bytes().split(b"\n")
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            if number < len(texts):
+                logger.warning("warning: %s is damaged from line %d on", path, number)
+            break
+        lines.append(line)
     return lines

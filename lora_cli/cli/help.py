@@ -44,6 +44,11 @@ EXAMPLES = {
         "lora-cli targets model=bert",
         "lora-cli targets model=bert lora=all-linear lora.layers=top-4 --json",
     ),
+    "status": (
+        "lora-cli status runs/NAME",
+        "lora-cli status runs/NAME watch=true",
+        "lora-cli status runs/ --json",
+    ),
 }
 
 FLAGS = (

@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import os
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -16,20 +17,19 @@ from lora_cli.cli.completion import complete
 from lora_cli.cli.help import command_help, fold, overview
 from lora_cli.cli.render import as_json, show_line, show_problems
 from lora_cli.config.composed import Composed
-from lora_cli.errors import LoraCliError, Problem, StorageError, UserError
+from lora_cli.errors import (
+    Interrupted,
+    LoraCliError,
+    Problem,
+    StorageError,
+    UserError,
+    is_storage_error,
+)
 from lora_cli.log import logger
+from lora_cli.ranks import silence, world_size
 
-_STORAGE_ERRORS = {
-    errno.ENOSPC,
-    errno.EROFS,
-    errno.EDQUOT,
-    errno.EIO,
-    errno.EACCES,
-    errno.EPERM,
-}
 EXIT_STORAGE = 74
 EXIT_BUG = 70
-EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,21 +40,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     is_json, is_debug = "--json" in arguments, "--debug" in arguments
-    with _logging(quiet="--quiet" in arguments):
+    ended_by = int(signal.SIGINT)
+    silence()
+    with logging_to_stderr(quiet="--quiet" in arguments):
         try:
             code = _run(split(arguments))
             sys.stdout.flush()
-        except KeyboardInterrupt:
-            code = EXIT_INTERRUPTED
-            _traceback(is_debug)
+        except KeyboardInterrupt as error:
+            ended_by = error.signal if isinstance(error, Interrupted) else ended_by
+            code = 128 + ended_by
+            show_traceback(is_debug)
             show_line("interrupted: nothing new was saved")
         except BrokenPipeError:
             # Whoever read our output has left; the interpreter must not try to flush it again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = EXIT_STORAGE
         except Exception as error:  # noqa: BLE001  # the last line of defence
-            _traceback(is_debug)
+            show_traceback(is_debug)
             code = _report(error, is_json=is_json)
+    if ended_by != signal.SIGINT:
+        # Everything is put away: now it does what it does to any program.
+        signal.raise_signal(ended_by)
     return code
 
 
@@ -74,6 +80,16 @@ def _run(invocation: Invocation) -> int:
 
 
 def _run_command(invocation: Invocation, command: str) -> int:
+    if world_size() > 1 and command != "train":
+        raise UserError(
+            Problem(
+                id="cli.one-process",
+                message=f"`lora-cli {command}` must run in one process, but was started in"
+                f" {world_size()}.",
+                where="command line",
+                fix=f"start lora-cli {command} without torchrun or accelerate",
+            )
+        )
     # Hydra takes a quarter of a second to import, and help does not need it.
     from lora_cli.config.launch import run_command
 
@@ -99,9 +115,20 @@ def _run_command(invocation: Invocation, command: str) -> int:
 
 def _report(error: Exception, *, is_json: bool) -> int:
     """Show an error on stderr, with `--json` on stdout as well, and return the exit code."""
-    if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
+    found = as_error(error)
+    show_problems(found.problems)
+    if is_json:
+        print(as_json(found.problems, found.exit_code))
+    return found.exit_code
+
+
+def as_error(error: Exception) -> LoraCliError:
+    """Return what to tell about an error, whoever raised it."""
+    if isinstance(error, LoraCliError):
+        return error
+    if isinstance(error, OSError) and is_storage_error(error):
         place = f" at {error.filename}" if error.filename else ""
-        error = StorageError(
+        return StorageError(
             Problem(
                 id="io.failed",
                 message=f"Files must be writable, but there was an I/O error{place}:"
@@ -110,7 +137,7 @@ def _report(error: Exception, *, is_json: bool) -> int:
             )
         )
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        error = UserError(
+        return UserError(
             Problem(
                 id="io.long-name",
                 message="A path must be short enough for the file system, but is not:"
@@ -118,29 +145,25 @@ def _report(error: Exception, *, is_json: bool) -> int:
                 fix="use a shorter name",
             )
         )
-    if isinstance(error, LoraCliError):
-        show_problems(error.problems)
-        if is_json:
-            print(as_json(error.problems, error.exit_code))
-        return error.exit_code
-    problem = Problem(
-        id="internal",
-        message=f"This must not happen, but did: {type(error).__name__}: {error}.",
-        fix="this is a bug of lora-cli, please report it; --debug shows the traceback",
+    bug = LoraCliError(
+        Problem(
+            id="internal",
+            message=f"This must not happen, but did: {type(error).__name__}: {error}.",
+            fix="this is a bug of lora-cli, please report it; --debug shows the traceback",
+        )
     )
-    show_problems([problem])
-    if is_json:
-        print(as_json([problem], EXIT_BUG))
-    return EXIT_BUG
+    bug.exit_code = EXIT_BUG
+    return bug
 
 
-def _traceback(is_debug: bool) -> None:
+def show_traceback(is_debug: bool) -> None:
+    """Show where the error being handled comes from, if `--debug` asks for it."""
     if is_debug:
         traceback.print_exc()
 
 
 @contextmanager
-def _logging(*, quiet: bool) -> Iterator[None]:
+def logging_to_stderr(*, quiet: bool) -> Iterator[None]:
     """Send our messages to stderr as they are."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from lora_cli.cli.render import printable
 from lora_cli.training.events import (
+    BatchHalved,
     EvalDone,
     EvalProgress,
     EvalStarted,
@@ -53,6 +54,9 @@ class Terminal:
         self._live: Progress | None = None
         self._train_bar = self._eval_bar = TaskID(0)
         self._shown = ""
+        # Of the table of evaluations: its columns so far, and what training was at last.
+        self._columns: list[str] = []
+        self._epoch, self._loss = "", ""
 
     def note(self, text: str) -> None:
         """Show one line of information."""
@@ -108,6 +112,9 @@ class Terminal:
                 self._live.update(self._eval_bar, completed=rows)
             case EvalDone():
                 self._evaluated(event)
+            case BatchHalved():
+                what = "micro-batches" if event.kind == "train" else "batches in evaluation"
+                self.note(f"out of memory: {what} of {event.rows} rows from here on")
             case RunEnded():
                 self.close()
                 self.note(
@@ -152,6 +159,7 @@ class Terminal:
             self._live.start()
 
     def _step(self, event: StepDone) -> None:
+        self._epoch, self._loss = f"{event.epoch:.2f}", f"{event.loss:.4f}"
         numbers = (
             f"loss {event.loss:.4f}  lr {event.lr:.2e}  {event.samples_per_second:.0f} samples/s"
         )
@@ -164,10 +172,28 @@ class Terminal:
     def _evaluated(self, event: EvalDone) -> None:
         if self._live is not None:
             self._live.update(self._eval_bar, visible=False)
+            self._add_row(event)
+            return
         values = "  ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
         when = "before training" if event.step == 0 else f"step {event.step}"
         best = "  (best so far)" if event.is_best else ""
         self.note(f"eval {when}: {values}{best}")
+
+    def _add_row(self, event: EvalDone) -> None:
+        """Show an evaluation as a line of a table that grows while the bars move below it."""
+        columns = ["step", "epoch", "train loss", *event.metrics]
+        if columns != self._columns:
+            self._columns = columns
+            self._console().print(_literal(_aligned(columns, columns)), style="bold")
+        cells = [str(event.step), self._epoch, self._loss]
+        cells += [f"{value:.4f}" for value in event.metrics.values()]
+        self.note(_aligned(cells, columns) + ("  best" if event.is_best else ""))
+
+
+def _aligned(cells: Sequence[str], columns: Sequence[str]) -> str:
+    """Put cells under the names of their columns, right-aligned."""
+    widths = [max(len(name), 6) for name in columns]
+    return "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
 
 
 def _literal(text: str) -> Text:

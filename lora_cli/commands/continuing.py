@@ -302,7 +302,8 @@ def merge_base(
         opened = open_adapter(start.name, base=str(source.place))
         model, probe = opened.attach(), None
         same_head = start.same_head(splits)
-        if same_head:
+        # Quantizing makes it another model.
+        if same_head and config.model.quantization == "none":
             task = opened.family.build(config.task, splits.state, opened.tokenizer)
             features = [task.encode(row) for row in splits.rows["train"][:_PROBE_ROWS]]
             probe = take_probe(task, model, features, split="train")

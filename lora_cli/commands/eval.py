@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_cli.artifacts.adapter import Subject, find_subject
-from lora_cli.artifacts.commit import make_room, replace_file
+from lora_cli.artifacts.commit import replace_file
 from lora_cli.artifacts.export import OnnxModel
 from lora_cli.artifacts.merged import check_output, folder_bytes
+from lora_cli.artifacts.room import make_room
 from lora_cli.commands.display import Display
 from lora_cli.commands.merging import TOLERANCE, compare, take_probe
 from lora_cli.commands.opening import Opened, load_merged, not_merged, open_adapter

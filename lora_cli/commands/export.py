@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from lora_cli.artifacts.commit import make_room, put_in_place, staged_beside
+from lora_cli.artifacts.commit import put_in_place, staged_beside
 from lora_cli.artifacts.export import EXPORTERS, ExportInputs, check_format
 from lora_cli.artifacts.merged import check_output, folder_bytes
+from lora_cli.artifacts.room import make_room
 from lora_cli.artifacts.tuned import Tuned
 from lora_cli.commands.display import Display
 from lora_cli.commands.merging import Probe, check_same, merge_with_probe

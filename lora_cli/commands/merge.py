@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from lora_cli.artifacts.commit import make_room
 from lora_cli.artifacts.merged import check_output, save_merged
+from lora_cli.artifacts.room import make_room
 from lora_cli.commands.combining import open_combined, write_combined
 from lora_cli.commands.display import Display
-from lora_cli.commands.merging import Probe, check_same, merge_with_probe
+from lora_cli.commands.merging import Probe, merge_with_probe, show_same
 from lora_cli.commands.opening import Opened, default_output, load_merged, open_adapter
 from lora_cli.commands.options import Options
 from lora_cli.config.commands import MergeConfig
@@ -62,8 +62,7 @@ def _write(
 
     def check(staged: Path) -> None:
         if probe is not None:
-            found = check_same(probe, load_merged(opened, str(staged)), model.dtype, what="merged")
-            display.note(f"merged against adapter on {probe.split}: {found.text}")
+            found = show_same(probe, load_merged(opened, str(staged)), display)
             result.update(found.as_json())
 
     size = save_merged(model, opened.tokenizer, output, check=check)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lora_cli.commands.display import Display
 from lora_cli.commands.opening import Opened
 from lora_cli.config.sections import DataConfig
 from lora_cli.errors import Problem, RunFailedError
@@ -141,6 +142,13 @@ def check_same(
             fix="nothing was written; report this with the model that you use",
         )
     )
+
+
+def show_same(probe: Probe, model: Any, display: Display) -> Comparison:
+    """Compare a merged model with the adapter, and tell the result; raises as `check_same`."""
+    found = check_same(probe, model, model.dtype, what="merged")
+    display.note(f"merged against adapter on {probe.split}: {found.text}")
+    return found
 
 
 def compare(

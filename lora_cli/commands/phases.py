@@ -29,6 +29,7 @@ from lora_cli.lora.tokens import prepare_tokens
 from lora_cli.models.base import BaseModel, agree_on_padding, load_base
 from lora_cli.tasks.table import FAMILIES
 from lora_cli.training.events import (
+    BatchHalved,
     CheckpointDue,
     EvalDone,
     EvalStarted,
@@ -227,7 +228,7 @@ def _shift(event: Event, by: int, epochs: float) -> Event:
             )
         case StepDone():
             return replace(event, step=event.step + by, epoch=event.epoch + epochs)
-        case EvalStarted() | EvalDone() | RunEnded():
+        case BatchHalved() | EvalStarted() | EvalDone() | RunEnded():
             return replace(event, step=event.step + by)
         case CheckpointDue():
             return CheckpointDue(shift_state(event.state, by))

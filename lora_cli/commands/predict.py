@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_cli.artifacts.adapter import find_subject
-from lora_cli.artifacts.commit import make_room
 from lora_cli.artifacts.merged import check_output
+from lora_cli.artifacts.room import make_room
 from lora_cli.commands.display import Display
 from lora_cli.commands.opening import open_adapter
 from lora_cli.commands.options import Options

@@ -16,7 +16,7 @@ from lora_cli.commands.continuing import (
     trained_again,
 )
 from lora_cli.commands.display import Display
-from lora_cli.commands.merging import Probe, check_same
+from lora_cli.commands.merging import Probe, show_same
 from lora_cli.commands.opening import check_base
 from lora_cli.commands.starting import put_in_adapters
 from lora_cli.config.commands import TrainConfig
@@ -49,6 +49,8 @@ from lora_cli.models.quantization import check_quantization, quantize_base
 from lora_cli.models.sources import ModelSource, check_sha256, resolve_model
 from lora_cli.tasks.contract import Features, Task
 from lora_cli.tasks.table import FAMILIES
+from lora_cli.training.forward import check_forward
+from lora_cli.training.optim import check_optimizer
 from lora_cli.training.runtime import default_device
 
 _NO_ADAPTERS = LoraSettings(r=1, alpha=1.0)
@@ -118,9 +120,7 @@ def prepare(
         UserError: With the problems of the data and those of the model together.
         RunFailedError: If a base that `start` was merged into does not say what `start` says.
     """
-    splits, source = _load_inputs(config, start)
-    for note in splits.notes:
-        display.note(note)
+    splits, source = _load_inputs(config, start, display)
     same_head = start is None or start.same_head(splits)
     if start is not None:
         show_start(display, start, config, same_head=same_head)
@@ -128,11 +128,8 @@ def prepare(
     if start is not None and staged is not None:
         source, probe = merge_base(start, source, staged, config, splits)
     base, tokenizer, task = load_model(source, config, splits.state)
-    # Quantizing makes it another model.
-    if probe is not None and config.model.quantization == "none":
-        model = base.model.to(default_device())
-        found = check_same(probe, model, model.dtype, what="merged")
-        display.note(f"merged against adapter on {probe.split}: {found.text}")
+    if probe is not None:
+        show_same(probe, base.model.to(default_device()), display)
     _note_coupling(task, config, display)
 
     module_names = tuple(name for name, _ in base.model.named_modules())
@@ -190,6 +187,7 @@ def load_model(
         seed=config.seed,
     )
     _check_length(config, base.model)
+    check_forward(base.model, config.trainer)
     tokenizer = load_tokenizer(source)
     check_vocabulary(tokenizer, base.model, source)
     agree_on_padding(tokenizer, base.model)
@@ -273,7 +271,9 @@ def encode_rows(task: Task, rows: Sequence[Row], name: str, display: Display) ->
     return features
 
 
-def _load_inputs(config: TrainConfig, start: Start | None) -> tuple[Splits, ModelSource]:
+def _load_inputs(
+    config: TrainConfig, start: Start | None, display: Display
+) -> tuple[Splits, ModelSource]:
     """Load rows and find the base model; report the problems of both at once."""
     problems: list[Problem] = []
     splits = source = None
@@ -292,12 +292,18 @@ def _load_inputs(config: TrainConfig, start: Start | None) -> tuple[Splits, Mode
             check_base(source, start.record, start.subject)
     except UserError as error:
         problems += error.problems
-    try:
-        check_quantization(config.model.quantization)
-    except UserError as error:
-        problems += error.problems
+    for check, name in (
+        (check_quantization, config.model.quantization),
+        (check_optimizer, config.optimizer.name),
+    ):
+        try:
+            check(name)
+        except UserError as error:
+            problems += error.problems
     if problems or splits is None or source is None:
         raise UserError(problems)
+    for note in splits.notes:
+        display.note(note)
     return splits, source
 
 

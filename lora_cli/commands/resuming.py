@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,27 @@ from lora_cli.artifacts.adapter import load_adapter
 from lora_cli.artifacts.checkpoint import list_checkpoints
 from lora_cli.artifacts.commit import DamagedFolderError, verify_folder
 from lora_cli.artifacts.run_dir import read_config
+from lora_cli.artifacts.run_state import resume_command
 from lora_cli.commands.display import Display
 from lora_cli.commands.reporting import ORDER, show_comparison
+from lora_cli.config.schema import flatten
 from lora_cli.config.sections import RunConfig
 from lora_cli.errors import Problem, StoppedError, UserError
 
 _MAX_SHOWN = 5
+# Sections and settings that decide nothing about what is computed.
+_FREE = {"run", "distributed", "tracker", "tracking", "trainer.resume", "trainer.max_time"}
+# Rows in memory at once: a run that ran out of memory goes on with fewer, with the same gradients.
+_FREE |= {f"trainer.{name}" for name in ("micro_batch_size", "eval_batch_size", "auto_micro_batch")}
 
 
 def config_sha256(plain: Mapping[str, Any]) -> str:
-    """Hash what a resumed run must share: everything but where the run directory is."""
-    shared = {key: value for key, value in plain.items() if key != "run"}
+    """Hash what a resumed run must share: all but where it is, how it runs and who is told."""
+    shared = {
+        name: value
+        for name, value in flatten(plain).items()
+        if name not in _FREE and name.partition(".")[0] not in _FREE
+    }
     return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 
 
@@ -102,19 +111,13 @@ def show_finished(display: Display, path: Path, result: Mapping[str, Any]) -> No
     display.result({"run": str(path), **result})
 
 
-def stopped_error(path: Path, step: int) -> StoppedError:
+def stopped_error(path: Path, step: int, *, cause: str = "on request") -> StoppedError:
     """Return the error that says how far a run got, and how to go on."""
     return StoppedError(
         Problem(
             id="run.stopped",
-            message=f"The run was stopped; everything up to step {step} is saved.",
+            message=f"The run was stopped {cause}; everything up to step {step} is saved.",
             where=str(path),
             fix=resume_command(path),
         )
     )
-
-
-def resume_command(path: Path) -> str:
-    """Return the command line that continues a run, quoted for the shell."""
-    recipe, directory = shlex.quote(str(path / "recipe.yaml")), shlex.quote(f"run.dir={path}")
-    return f"lora-cli train {recipe} {directory} --resume"

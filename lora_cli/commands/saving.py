@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from lora_cli.artifacts.adapter import Adapter, AdapterRecord, save_adapter
 from lora_cli.artifacts.card import model_card
 from lora_cli.artifacts.peft_format import PeftAdapter
 from lora_cli.artifacts.report import write_report
+from lora_cli.artifacts.run_dir import describe_environment, write_description
 from lora_cli.artifacts.tuned import Tuned
 from lora_cli.commands.preparing import Prepared
 from lora_cli.commands.reporting import card_data, report_data
 from lora_cli.config.commands import TrainConfig
+from lora_cli.config.composed import Composed, recipe_text
 from lora_cli.lora.merge import merge_lora
 from lora_cli.lora.patterns import matches
 from lora_cli.lora.portable import from_portable, to_portable
@@ -113,6 +116,27 @@ def merge_trained(prepared: Prepared) -> None:
         merge_lora(prepared.model)
     else:
         round_to(prepared.model, prepared.dtypes)
+
+
+def save_description(
+    path: Path, composed: Composed, *, device: str, base: Mapping[str, Any], run: str
+) -> None:
+    """Write recipe, configuration and environment into a run directory.
+
+    Args:
+        path: The run directory.
+        composed: What is run.
+        device: Where it runs.
+        base: What the record says of the base model.
+        run: Id of the run.
+    """
+    environment = describe_environment(seed=composed.config.seed, device=device, base=base)
+    write_description(
+        path,
+        recipe=recipe_text(composed),
+        config=yaml.safe_dump(dict(composed.plain), sort_keys=False, allow_unicode=True),
+        environment={**environment, "run_id": run},
+    )
 
 
 def unnamed(saved: Iterable[str], patterns: Iterable[str]) -> tuple[str, ...]:

@@ -1,34 +1,35 @@
-"""One run in one process: files around the training loop."""
+"""One run, in one process or several: files around the training loop."""
 
-import resource
-import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from lora_cli.artifacts.adapter import load_adapter
+from lora_cli.artifacts.adapter import MERGED_BASE, load_adapter
 from lora_cli.artifacts.checkpoint import (
     Checkpointer,
     list_checkpoints,
-    load_latest_checkpoint,
 )
 from lora_cli.artifacts.run_dir import (
     MetricsFile,
     clear_run_dir,
-    describe_environment,
     read_metrics,
-    write_description,
     write_json,
 )
-from lora_cli.commands.continuing import install_base, load_start, merged_record
+from lora_cli.commands.building import base_record, build_plan
+from lora_cli.commands.continuing import install_base, load_start
 from lora_cli.commands.display import Display
+from lora_cli.commands.finishing import (
+    compared_forms,
+    describe_result,
+    evaluate_merged,
+    first_metrics,
+    show_result,
+)
 from lora_cli.commands.phases import (
     FirstPhase,
-    give_back_weights,
     merged_state,
     prepare_full,
     put_aside,
@@ -39,32 +40,38 @@ from lora_cli.commands.phases import (
     write_first_phase,
 )
 from lora_cli.commands.preparing import Prepared
-from lora_cli.commands.reporting import show_comparison
-from lora_cli.commands.resuming import config_sha256, stopped_error
+from lora_cli.commands.restoring import expected_bytes, restore, run_facts
+from lora_cli.commands.resuming import stopped_error
 from lora_cli.commands.saving import (
     live_state,
-    merge_trained,
+    save_description,
     save_trained,
-    unnamed,
     write_findings,
 )
+from lora_cli.commands.sharing import share_first_phase, share_state
 from lora_cli.commands.stopping import StopRequest
 from lora_cli.config.commands import TrainConfig
-from lora_cli.config.composed import Composed, recipe_text
+from lora_cli.config.composed import Composed
 from lora_cli.config.strategies import LoraThenFullStrategyConfig
 from lora_cli.lora.method import build_method
 from lora_cli.lora.prefix import without_prefix
 from lora_cli.lora.state import load_adapter_state
 from lora_cli.lora.strategies import why_unmergeable
-from lora_cli.training.events import EvalDone, Event, RunEnded, TrainState
-from lora_cli.training.loop import Plan, Trainer
+from lora_cli.ranks import log_into
+from lora_cli.training.evaluation import EvaluationStopped
+from lora_cli.training.events import EvalDone, Event, Listener, RunEnded, TrainState
+from lora_cli.training.loop import Trainer
 from lora_cli.training.runtime import Runtime
 
 _STOPPED = "stopped on request"
 
 
 class Session:
-    """One run in one process: files around the training loop."""
+    """One run: files around the training loop.
+
+    Of several processes the first alone touches the run directory; the others are told what it has
+    read, and learn of it when it cannot write.
+    """
 
     def __init__(
         self,
@@ -73,72 +80,94 @@ class Session:
         prepared: Prepared,
         runtime: Runtime,
         display: Display,
+        *,
+        stop: StopRequest,
+        observe: Listener,
     ) -> None:
         self._path = path
         self._composed = composed
         self._config: TrainConfig = composed.config
         self._prepared = prepared
         self._runtime = runtime
+        self._group = runtime.group
         self._display = display
-        self._stop = StopRequest(display)
-        self._facts = {"config_sha256": config_sha256(composed.plain)}
+        self._stop = stop
+        self._observe = observe
+        self._facts: Mapping[str, Any] = {}
         # Metrics of the base model, and of the adapter that the run starts from.
         self._base_metrics: Mapping[str, float] = {}
         self._start_metrics: Mapping[str, float] = {}
         # How the first of two phases ended; None before that, and in a run of one phase.
         self._first: FirstPhase | None = None
+        # Written by the first process alone.
+        self._metrics: MetricsFile | None = None
 
-    def run(self, *, resume: bool) -> int:
+    def run(self, *, resume: bool, checkpoint: Path | None = None) -> int:
         """Write the description, train, evaluate, write the results.
 
+        Args:
+            resume: Whether the run has begun already.
+            checkpoint: Where it goes on from; None takes the newest whole one.
+
         Raises:
-            KeyboardInterrupt: If interrupted with nothing saved.
+            Interrupted: If interrupted with nothing saved.
+            RunFailedError: If the time was up with nothing saved.
             StoppedError: If stopped or interrupted with a checkpoint committed.
         """
-        checkpoints = self._path / "checkpoints"
-        state = load_latest_checkpoint(checkpoints, facts=self._facts) if resume else None
+        self._facts = run_facts(
+            self._path, self._composed, self._prepared, world_size=self._group.size, resume=resume
+        )
+        state = share_state(
+            self._group,
+            lambda: restore(self._path, checkpoint, facts=self._facts) if resume else None,
+        )
+        with self._group.together():
+            if self._group.is_first:
+                self._describe(resume=resume)
+        if self._merges_start():
+            source = replace(self._prepared.source, folder=self._path / MERGED_BASE)
+            self._prepared = replace(self._prepared, source=source)
+        log_into(self._path / "logs")
+        try:
+            with self._stop.deferring():
+                return self._train(state)
+        except (KeyboardInterrupt, EvaluationStopped):
+            steps = list_checkpoints(self._path / "checkpoints")
+            if not steps:
+                raise self._stop.nothing_saved() from None
+            raise stopped_error(self._path, max(steps), cause=self._stop.cause) from None
+
+    def _describe(self, *, resume: bool) -> None:
         if not resume:
             clear_run_dir(self._path)
         if self._merges_start():
-            source = install_base(self._prepared.source, self._path)
-            self._prepared = replace(self._prepared, source=source)
-        write_description(
-            self._path,
-            recipe=recipe_text(self._composed),
-            config=yaml.safe_dump(dict(self._composed.plain), sort_keys=False, allow_unicode=True),
-            environment=describe_environment(
-                seed=self._config.seed, device=str(self._runtime.device), base=self._base()
-            ),
-        )
-        try:
-            return self._train(state)
-        except KeyboardInterrupt:
-            steps = list_checkpoints(checkpoints)
-            if not steps:
-                raise
-            raise stopped_error(self._path, max(steps)) from None
+            install_base(self._prepared.source, self._path)
+        device = str(self._runtime.device)
+        run = self._facts["run_id"]
+        save_description(self._path, self._composed, device=device, base=self._base(), run=run)
 
     def _merges_start(self) -> bool:
         return self._prepared.start is not None and self._prepared.start.is_merged
 
     def _train(self, state: TrainState | None) -> int:
         last_step = -1 if state is None else state.progress.step
-        self._metrics = MetricsFile(self._path / "metrics.jsonl", last_step=last_step)
+        with self._group.together():
+            if self._group.is_first:
+                self._metrics = MetricsFile(self._path / "metrics.jsonl", last_step=last_step)
         has_two = isinstance(self._config.strategy, LoraThenFullStrategyConfig)
-        with self._stop.listening():
-            if has_two and state is not None:
-                first = read_first_phase(self._path)
-                if first is not None and state.progress.step > first.steps:
-                    self._enter_full(first, None)
-            trainer = self._trainer()
-            if state is None:
-                self._begin(trainer)
-            else:
-                self._resume(trainer, state)
+        if has_two and state is not None:
+            first = share_first_phase(self._group, lambda: read_first_phase(self._path))
+            if first is not None and state.progress.step > first.steps:
+                self._enter_full(first, None)
+        trainer = self._trainer()
+        if state is None:
+            self._begin(trainer)
+        else:
+            self._resume(trainer, state)
+        ended = self._run_phase(trainer)
+        if has_two and self._first is None and ended.reason != _STOPPED:
+            trainer = self._begin_full(trainer, ended)
             ended = self._run_phase(trainer)
-            if has_two and self._first is None and ended.reason != _STOPPED:
-                trainer = self._begin_full(trainer, ended)
-                ended = self._run_phase(trainer)
         if ended.reason == _STOPPED:
             self._stopped(trainer, ended)
         return self._finish(trainer, ended)
@@ -154,20 +183,16 @@ class Session:
 
     def _trainer(self) -> Trainer:
         prepared, config = self._prepared, self._config
-        plan = Plan(
-            train=prepared.train,
-            validation=prepared.validation,
-            trainer=config.trainer,
-            optimizer=config.optimizer,
-            scheduler=config.scheduler,
-            # Another order of rows in the second phase than in the first.
-            seed=config.seed + (self._first is not None),
-            may_be_unused=unnamed(prepared.saved, config.lora.modules_to_save),
-        )
+        plan = build_plan(prepared, config, is_second=self._first is not None)
         checkpointer = Checkpointer(
-            self._path / "checkpoints", keep=config.trainer.keep_checkpoints, facts=self._facts
+            self._path / "checkpoints",
+            keep=config.trainer.keep_checkpoints,
+            facts=self._facts,
+            expected_bytes=expected_bytes(prepared.model),
         )
-        listeners = (self._record, self._keep_best, checkpointer, self._display.on_event)
+        saving = (self._stop.timed(checkpointer),) if self._group.is_first else ()
+        shown = (self._display.on_event, self._observe)
+        listeners = (self._record, self._keep_best, *saving, *shown)
         return Trainer(
             task=prepared.task,
             model=prepared.model,
@@ -190,7 +215,9 @@ class Session:
         if continues or has_prefix:
             with without_prefix(prepared.model):
                 self._base_metrics = trainer.evaluate().metrics(prepared.task)
-            self._metrics.base(self._base_metrics)
+            with self._group.together():
+                if self._metrics is not None:
+                    self._metrics.base(self._base_metrics)
         if continues and prepared.start is not None:
             start, model = prepared.start, prepared.model
             load_start(start, model, prepared.saved, same_head=prepared.same_head)
@@ -198,15 +225,15 @@ class Session:
     def _resume(self, trainer: Trainer, state: TrainState) -> None:
         load_adapter_state(self._prepared.model, dict(state.adapter), self._prepared.saved)
         trainer.resume(shift_state(state, -self._before))
-        lines = read_metrics(self._path / "metrics.jsonl")
-        self._start_metrics = _first_metrics(lines, "eval")
-        self._base_metrics = _first_metrics(lines, "base") or self._start_metrics
+        lines = self._group.first(lambda: read_metrics(self._path / "metrics.jsonl"))
+        self._start_metrics = first_metrics(lines, "eval")
+        self._base_metrics = first_metrics(lines, "base") or self._start_metrics
         self._display.note(f"resuming after step {state.progress.step}")
 
     def _record(self, event: Event) -> None:
         """Listener: metrics.jsonl, without the second look at what the first phase has made."""
         again = isinstance(event, EvalDone) and 0 < event.step == self._before
-        if not again:
+        if self._metrics is not None and not again:
             self._metrics(event)
 
     def _keep_best(self, event: Event) -> None:
@@ -219,19 +246,26 @@ class Session:
 
     def _begin_full(self, trainer: Trainer, ended: RunEnded) -> Trainer:
         """Put the best adapter of the first phase aside, and make a trainer of every weight."""
-        adapter, record = put_aside(self._path, module_names=self._prepared.module_names)
+        names = self._prepared.module_names
+        metrics = self._group.first(
+            lambda: dict(put_aside(self._path, module_names=names)[1].metrics["adapter"])
+        )
         first = FirstPhase(
             steps=ended.step,
             reason=ended.reason,
             progress=asdict(trainer.progress),
-            metrics=record.metrics["adapter"],
+            metrics=metrics,
         )
-        state = live_state(self._prepared, adapter)
+        state = self._group.first_tensors(
+            lambda: live_state(self._prepared, put_aside(self._path, module_names=names)[0])
+        )
         self._enter_full(first, merged_state(self._prepared, state))
-        write_first_phase(self._path, first)
         trainer = self._trainer()
         trainer.progress = first.begin()
-        self._save_adapter(trainer.adapter(), first.metrics)
+        with self._group.together():
+            if self._group.is_first:
+                write_first_phase(self._path, first)
+            self._save_adapter(trainer.adapter(), first.metrics)
         self._display.note(f"merged the adapter of {ended.step} steps; now every weight is trained")
         return trainer
 
@@ -240,11 +274,16 @@ class Session:
         self._prepared = prepare_full(self._prepared, self._config, merged)
         self._config = second_phase(self._config)
         # A wrapper of the first model would keep it in memory.
-        self._runtime = Runtime(precision=self._config.trainer.precision)
+        self._runtime = Runtime(
+            precision=self._config.trainer.precision, timeout=self._config.distributed.timeout
+        )
 
     def _save_adapter(
         self, tensors: Mapping[str, torch.Tensor], metrics: Mapping[str, float]
     ) -> int:
+        """Write the adapter, and return its size; only the first process does."""
+        if not self._group.is_first:
+            return 0
         return save_trained(
             self._path,
             self._prepared,
@@ -256,93 +295,56 @@ class Session:
         )
 
     def _base(self) -> dict[str, Any]:
-        source, start = self._prepared.source, self._prepared.start
-        if start is not None and start.is_merged:
-            return merged_record(start, source, self._path)
-        return {"name": source.name, "revision": source.revision, "sha256": source.sha256}
+        return base_record(self._prepared, self._path)
 
     def _stopped(self, trainer: Trainer, ended: RunEnded) -> None:
         """Leave a usable adapter behind, and say how to go on.
 
         Raises:
-            KeyboardInterrupt: On Ctrl-C before the first step: there is nothing to continue. Any
-                other signal then ends the process, as it would have without us.
+            Interrupted: By a signal before the first step: there is nothing to continue.
+            RunFailedError: If the time was up before the first step.
             StoppedError: Otherwise.
         """
+        self._stop.timed_out = self._group.any(self._stop.timed_out)
         if ended.step == 0:
-            signal.raise_signal(self._stop.signal or signal.SIGINT)
-            raise KeyboardInterrupt
-        if not (self._path / "adapter").exists():
-            self._save_adapter(trainer.state().adapter, {})
-        raise stopped_error(self._path, ended.step)
+            raise self._stop.nothing_saved()
+        with self._group.together():
+            if not (self._path / "adapter").exists():
+                self._save_adapter(trainer.averaged_adapter(), {})
+        raise stopped_error(self._path, ended.step, cause=self._stop.cause)
 
     def _finish(self, trainer: Trainer, ended: RunEnded) -> int:
         """Evaluate what was written, adapter and merged, and write result and report."""
         prepared, config = self._prepared, self._config
-        adapter, _ = load_adapter(self._path / "adapter")
-        state = live_state(prepared, adapter)
-        load_adapter_state(prepared.model, state, prepared.saved)
-        self._display.note(
-            "evaluating the saved adapter"
-            + (
-                ", then merged into the base"
-                if why_unmergeable(config.strategy.name) is None
-                else ""
-            )
+        state = self._group.first_tensors(
+            lambda: live_state(prepared, load_adapter(self._path / "adapter")[0])
         )
+        load_adapter_state(prepared.model, state, prepared.saved)
+        is_merged = why_unmergeable(config.strategy.name) is None
+        then = ", then merged into the base" if is_merged else ""
+        self._display.note(f"evaluating the saved adapter{then}")
         evaluation = trainer.evaluate()
         metrics = evaluation.metrics(prepared.task)
-        adapter_bytes = self._save_adapter(state, metrics)
-        merged = self._evaluate_merged(trainer)
-        best_step = (trainer.progress.best_step or 0) + self._before
-        columns = self._columns(metrics, merged)
-        name = prepared.task.metric
+        with self._group.together():
+            adapter_bytes = self._save_adapter(state, metrics)
+        columns = compared_forms(
+            prepared,
+            self._first,
+            base=self._base_metrics,
+            start=self._start_metrics,
+            adapter=metrics,
+            merged=evaluate_merged(trainer, prepared, config, self._display),
+        )
         result = {
-            "exit_code": 0,
-            "reason": ended.reason,
-            "metric": {"name": name, "value": metrics[name], "split": "validation"},
-            **columns,
-            "steps": ended.step,
-            "best_step": best_step,
-            "seconds": ended.seconds,
-            "samples_per_second": ended.samples_per_second,
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "trainable_parameters": sum(p.numel() for p in trainer.parameters.values()),
+            **describe_result(trainer, ended, columns, metric=prepared.task.metric),
+            "best_step": (trainer.progress.best_step or 0) + self._before,
             "adapter_bytes": adapter_bytes,
             **({} if self._first is None else self._first.as_json(ended)),
         }
-        write_findings(self._path, prepared, config, result, evaluation)
-        # Last, since it says that the run is finished.
-        write_json(self._path / "result.json", result)
-        show_comparison(self._display, "validation", len(prepared.validation), columns)
-        self._display.note(f"best checkpoint: step {best_step} of {ended.step}")
-        self._display.note(f"run directory: {self._path}")
-        self._display.result({"run": str(self._path), **result})
+        with self._group.together():
+            if self._group.is_first:
+                write_findings(self._path, prepared, config, result, evaluation)
+                # Last, since it says that the run is finished.
+                write_json(self._path / "result.json", result)
+        show_result(self._display, self._path, result, rows=len(prepared.validation))
         return 0
-
-    def _evaluate_merged(self, trainer: Trainer) -> Mapping[str, float] | None:
-        """Merge and evaluate; None where that cannot be done, which is told."""
-        strategy = self._config.strategy.name
-        if why := why_unmergeable(strategy):
-            self._display.note(f"not merged: {why}")
-            return None
-        give_back_weights(self._prepared, self._config, self._display)
-        merge_trained(self._prepared)
-        return trainer.evaluate().metrics(self._prepared.task)
-
-    def _columns(
-        self, metrics: Mapping[str, float], merged: Mapping[str, float] | None
-    ) -> dict[str, Any]:
-        """Return the forms of the model that are compared, in order."""
-        columns: dict[str, Any] = {"base": dict(self._base_metrics)}
-        start = self._prepared.start
-        if start is not None and not start.is_merged:
-            columns["start"] = dict(self._start_metrics)
-        if self._first is not None:
-            columns["lora"] = dict(self._first.metrics)
-        return {**columns, "adapter": metrics, "merged": merged}
-
-
-def _first_metrics(lines: Sequence[Mapping[str, Any]], event: str) -> Mapping[str, float]:
-    found: Mapping[str, float] = next((x["metrics"] for x in lines if x["event"] == event), {})
-    return found

@@ -12,11 +12,15 @@ from lora_cli.config.commands import (
     ExportConfig,
     MergeConfig,
     PredictConfig,
+    StatusConfig,
     TargetsConfig,
     TrainConfig,
 )
+from lora_cli.config.distributed import check_distributed, check_shares
+from lora_cli.config.duration import parse_duration
 from lora_cli.config.groups import group_options
 from lora_cli.config.schema import all_keys, flatten, to_plain
+from lora_cli.config.training_checks import check_schedule_free
 from lora_cli.errors import Problem
 
 _ROLES = ("task.data.train_split", "task.data.validation_split", "task.data.test_split")
@@ -112,6 +116,12 @@ def _check_batches(config: TrainConfig, user: Collection[str]) -> Iterator[Probl
     )
 
 
+def _check_distributed(config: TrainConfig, user: Collection[str]) -> Iterator[Problem]:
+    names_run = config.run.dir is not None or config.run.name is not None
+    yield from check_distributed(config.distributed, user, names_run=names_run)
+    yield from check_shares(config.trainer, config.distributed.world_size)
+
+
 def _check_run(config: TrainConfig, _: Collection[str]) -> Iterator[Problem]:
     if config.run.dir is not None and config.run.name is not None:
         yield _contradiction("run.dir", "run.name", "run.name=NAME is short for run.dir=runs/NAME")
@@ -123,6 +133,18 @@ def _check_run(config: TrainConfig, _: Collection[str]) -> Iterator[Problem]:
             key="run.name",
             allowed="1 to 64 of the characters A-Z a-z 0-9 . _ -",
             fix="give a path as run.dir=PATH",
+        )
+
+
+def _check_max_time(config: TrainConfig, _: Collection[str]) -> Iterator[Problem]:
+    text = config.trainer.max_time
+    if text is not None and parse_duration(text) is None:
+        yield Problem(
+            id="config.bad-value",
+            message=f'`trainer.max_time` must be a length of time, but is "{text}".',
+            key="trainer.max_time",
+            allowed="days, hours, minutes and seconds in this order, or a number of seconds",
+            fix="trainer.max_time=1h30m",
         )
 
 
@@ -177,7 +199,7 @@ def _check_fractions(config: TrainConfig, _: Collection[str]) -> Iterator[Proble
 
 
 def _check_subject(
-    config: EvalConfig | PredictConfig | ExportConfig, _: Collection[str]
+    config: EvalConfig | PredictConfig | ExportConfig | StatusConfig, _: Collection[str]
 ) -> Iterator[Problem]:
     if not config.from_:
         command = next(name for name, cls in COMMANDS.items() if isinstance(config, cls))
@@ -253,15 +275,19 @@ CHECKS: dict[str, tuple[_Check, ...]] = {
         _check_data,
         _check_fractions,
         _check_schedule,
+        check_schedule_free,
         _check_targets,
         *LORA_CHECKS,
         check_start,
         _check_batches,
+        _check_distributed,
         _check_run,
+        _check_max_time,
     ),
     "eval": (_check_subject,),
     "predict": (_check_subject, _check_predict_source),
     "merge": (_check_merge_sources, _check_weights),
     "export": (_check_subject,),
+    "status": (_check_subject,),
     "targets": (_check_model, _check_unused, _check_targets, *LORA_CHECKS),
 }

@@ -4,14 +4,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lora_cli.config.adapters import LoraConfig
+from lora_cli.config.distributed import DistributedConfig
 from lora_cli.config.optim import (
     AdafactorConfig,
+    AdamW8BitConfig,
     AdamWConfig,
     ConstantConfig,
     CosineConfig,
     LinearConfig,
+    LionConfig,
     OptimizerConfig,
     PolynomialConfig,
+    ScheduleFreeConfig,
     SchedulerConfig,
     SgdConfig,
 )
@@ -20,6 +24,7 @@ from lora_cli.config.sections import (
     ModelConfig,
     RunConfig,
     TextClassificationConfig,
+    TrackingConfig,
     TrainerConfig,
     path_field,
     text_field,
@@ -55,7 +60,17 @@ VARIANTS: dict[str, tuple[str, dict[str, type]]] = {
             "prefix": PrefixStrategyConfig,
         },
     ),
-    "optimizer": ("name", {"adamw": AdamWConfig, "sgd": SgdConfig, "adafactor": AdafactorConfig}),
+    "optimizer": (
+        "name",
+        {
+            "adamw": AdamWConfig,
+            "sgd": SgdConfig,
+            "adafactor": AdafactorConfig,
+            "lion": LionConfig,
+            "schedule_free": ScheduleFreeConfig,
+            "adamw_8bit": AdamW8BitConfig,
+        },
+    ),
     "scheduler": (
         "name",
         {
@@ -82,7 +97,15 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     scheduler: SchedulerConfig = field(default_factory=LinearConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    tracker: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio", "csv"], ...] = ()
+    """Programs that record the run besides metrics.jsonl, several at once: [tensorboard,csv]."""
+
+    tracking: TrackingConfig = field(
+        default_factory=TrackingConfig, metadata={"only": {"tracker": ()}}
+    )
 
     adapter: str | None = path_field()
     """Run or adapter directory to start from; null starts a new adapter on the base model."""
@@ -262,6 +285,20 @@ class TargetsConfig:
     """Number of labels of the head."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatusConfig:
+    """Show how far runs are, how they do, why they ended and how to resume them."""
+
+    from_: str | None = path_field()
+    """Run directory, or a folder of them such as runs/, which lists them all."""
+
+    watch: bool = False
+    """Show it again and again until the run ends."""
+
+    every: float = field(default=2.0, metadata={"min": 0.1, "max": 3600, "only": {"watch": ()}})
+    """Seconds from one look to the next."""
+
+
 COMMANDS: dict[str, type] = {
     "train": TrainConfig,
     "eval": EvalConfig,
@@ -269,4 +306,5 @@ COMMANDS: dict[str, type] = {
     "merge": MergeConfig,
     "export": ExportConfig,
     "targets": TargetsConfig,
+    "status": StatusConfig,
 }

@@ -14,7 +14,7 @@ from lora_cli.config.quoting import escape_references
 from lora_cli.config.reading import UserChoices, unread_settings
 from lora_cli.config.schema import all_keys, flatten, nest, select, to_plain, variants_of
 
-_NOT_REPEATED = {"run.dir", "run.name"}
+_NOT_REPEATED = {"run.dir", "run.name", "trainer.resume"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

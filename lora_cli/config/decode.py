@@ -270,6 +270,8 @@ def _phrase(member: Any, metadata: Mapping[str, Any]) -> str:
 
 
 def _plural(annotation: Any, metadata: Mapping[str, Any]) -> str:
+    if choices := _options(annotation):
+        return "names out of " + ", ".join(choices)
     names = {int: "whole numbers", float: "numbers", str: "names"}
     words = [
         "paths" if member is str and metadata.get("path") else names[member]
@@ -279,7 +281,9 @@ def _plural(annotation: Any, metadata: Mapping[str, Any]) -> str:
 
 
 def _options(annotation: Any) -> list[str]:
-    literals = [item for item in union_members(annotation) if get_origin(item) is Literal]
+    members = union_members(annotation)
+    items = [get_args(member)[0] if _is_list(member) else member for member in members]
+    literals = [item for item in items if get_origin(item) is Literal]
     return [str(option) for item in literals for option in get_args(item)]
 
 
@@ -298,8 +302,10 @@ def _default_text(name: str, field: dataclasses.Field[Any]) -> str:
 
 
 def _fix(annotation: Any, value: Any) -> str | None:
-    near = nearest_name(value, _options(annotation)) if isinstance(value, str) else None
-    if near:
+    options = _options(annotation)
+    values = value if isinstance(value, list) else [value]
+    wrong = next((item for item in values if isinstance(item, str) and item not in options), "")
+    if near := nearest_name(wrong, options):
         return f'did you mean "{near}"?'
     if str in union_members(annotation) and isinstance(value, int | float):
         return f'put it in quotes: "{show(value)}"'

@@ -8,6 +8,9 @@ from lora_cli.config.commands import VARIANTS
 from lora_cli.config.reading import shown_choice
 from lora_cli.config.schema import Key, keys_of, select
 
+# Choices that bring another choice with them, unless that was made: (setting, value) of both.
+_FOLLOWS = {("optimizer.name", "schedule_free"): ("scheduler.name", "constant")}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Derived:
@@ -18,7 +21,7 @@ class Derived:
         origin: Where it comes from, as errors show it.
     """
 
-    value: float
+    value: float | str
     origin: str
 
 
@@ -30,10 +33,17 @@ def derived_defaults(
     Args:
         command: Subcommand.
         plain: A decoded configuration as nested dicts.
-        given: Settings that the user, or an option of a config group, has set.
+        given: Settings that the user, or an option of a config group, has set; of a group that
+            the user has chosen an option of, the key that tells which.
     """
+    known = keys_of(command, plain)
     found: dict[str, Derived] = {}
-    for name, key in keys_of(command, plain).items():
+    for (selector, choice), (name, value) in _FOLLOWS.items():
+        is_chosen = selector in known and select(plain, selector) == choice
+        if is_chosen and name not in given and select(plain, name) != value:
+            origin = f"default with {shown_choice(selector, choice)}"
+            found[name] = Derived(value=value, origin=origin)
+    for name, key in known.items():
         # A search plug-in sets what `given` does not know of.
         if name in given or "times" not in key.metadata or select(plain, name) != key.default:
             continue

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_cli.config.checks import check_config
-from lora_cli.config.commands import COMMANDS
+from lora_cli.config.commands import COMMANDS, VARIANTS
 from lora_cli.config.compose import Composition
 from lora_cli.config.composed import Composed, user_body
 from lora_cli.config.decode import decode
@@ -36,7 +36,8 @@ def decode_job(
     chosen = give_way(request, to_plain(config), choices)
     origins = {name: place for name, place in origins.items() if name not in chosen.dropped}
     left = nest({**flatten(to_plain(config)), **chosen.dropped})
-    derived = derived_defaults(request.command, left, given=origins)
+    tags = {f"{group}.{VARIANTS[group][0]}" for group in chosen.groups & VARIANTS.keys()}
+    derived = derived_defaults(request.command, left, given={*origins, *tags})
     origins |= {name: item.origin for name, item in derived.items()}
     adjusted = {**chosen.dropped, **{name: item.value for name, item in derived.items()}}
     if adjusted:

@@ -11,6 +11,7 @@ from lora_cli.config.schema import all_keys, select
 
 _HUB_KEYS = {"model.path", "task.data.path", "base"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_WORDS = {"trainer.resume": {"never", "auto"}}
 _FILE_SUFFIXES = {".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt", ".gguf"}
 
 
@@ -18,7 +19,8 @@ def absolute_path(name: str, value: Any, folder: Path) -> Any:
     """Make the value of a path setting, or each of a list of them, absolute.
 
     What is no path of a file stays as it is: null, ``-`` for stdin, sources such as ``pkg://...``,
-    references, and names of the model hub, which look like paths that do not exist.
+    references, words that mean something, and names of the model hub, which look like paths that
+    do not exist.
 
     Args:
         name: The setting.
@@ -29,7 +31,7 @@ def absolute_path(name: str, value: Any, folder: Path) -> Any:
         return [absolute_path(name, item, folder) for item in value]
     if not isinstance(value, str) or value in {"", "-"} or "://" in value or value[:2] == "${":
         return value
-    if Path(value).is_absolute():
+    if Path(value).is_absolute() or value in _WORDS.get(name, ()):
         return value
     joined = Path(os.path.normpath(folder.resolve() / value))
     may_be_hub = name in _HUB_KEYS and Path(value).suffix.lower() not in _FILE_SUFFIXES

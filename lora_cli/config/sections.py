@@ -150,6 +150,12 @@ class TrainerConfig:
     keep_checkpoints: int = field(default=2, metadata={"min": 2})
     """Newest checkpoints to keep, besides the best."""
 
+    resume: str = field(default="never", metadata={"path": True, "text": True})
+    """auto continues run.dir or starts it; a run or checkpoint folder continues that; or never."""
+
+    max_time: str | float | None = text_field()
+    """Stop after so long with all saved, as on a signal: 2h, 90m, 1d12h, or a number of seconds."""
+
     log_steps: int = field(default=10, metadata={"min": 1})
     """Report loss, learning rate and speed every so many optimizer steps."""
 
@@ -158,6 +164,47 @@ class TrainerConfig:
 
     max_grad_norm: float | None = field(default=1.0, metadata={"above": 0})
     """Scale a longer gradient down to this length; null does not."""
+
+    tf32: bool = False
+    """Multiply float32 matrices in TF32: faster, three digits; needs a GPU (Ampere or later)."""
+
+    label_smoothing: float = field(
+        default=0.0,
+        metadata={"min": 0, "below": 1, "only": {"task.family": ("text_classification",)}},
+    )
+    """Share of each label that is spread over all labels, in the training loss only."""
+
+    neftune_alpha: float | None = field(
+        default=None,
+        metadata={"above": 0, "only": {"task.family": ("text_classification",)}},
+    )
+    """Noise on input embeddings in training, such as 5 (NEFTune, arXiv:2310.05914); null is off."""
+
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "above": 0,
+            "below": 1,
+            "only": {
+                "optimizer.name": ("adamw", "sgd", "adafactor", "lion", "adamw_8bit"),
+                "lora.variant": ("lora", "dora", "lora_fa", "vera"),
+            },
+        },
+    )
+    """Evaluate and save a moving average of the weights with this decay; null is off."""
+
+    gradient_checkpointing: bool = field(
+        default=False,
+        metadata={
+            "only": {
+                "strategy.name": ("lora", "full", "top", "bitfit", "lora_then_full", "adapter")
+            }
+        },
+    )
+    """Compute activations again going back: less memory, about a third more time."""
+
+    auto_micro_batch: bool = False
+    """When memory runs out, halve the micro-batch and repeat the step; gradients do not change."""
 
     overfit_rows: int | None = field(default=None, metadata={"min": 1})
     """Train and validate on the same first rows: a sound setup reaches a loss near zero."""
@@ -174,3 +221,14 @@ class RunConfig:
 
     name: str | None = text_field()
     """Name of the run directory under runs/; null makes one of task, model and time."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackingConfig:
+    """What the trackers call the run."""
+
+    project: str = field(default="lora-cli", metadata={"text": True})
+    """Project or experiment that the run belongs to, in trackers that have such."""
+
+    name: str | None = text_field()
+    """Name of the run; null takes that of the run directory."""

@@ -59,7 +59,12 @@ class Task(Protocol):
         """Stack encoded rows into one batch; `batch["ids"]` holds the row ids in order."""
 
     def forward(self, model: Callable[..., Any], batch: Batch) -> StepOutput:
-        """Run the model on one batch and return the summed loss, the count and the outputs."""
+        """Run the model on one batch and return the summed loss, the count and the outputs.
+
+        In training, `batch["label_smoothing"]` may hold the share of each label that is to be
+        spread over all labels. Families whose loss has no such thing are not given any: they are
+        left out of what `trainer.label_smoothing` may be set with.
+        """
 
     def decode(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[Any]:
         """Turn the outputs of a batch into one prediction a row, each with its row id."""

@@ -100,7 +100,10 @@ class TextClassificationTask:
         labels = batch["labels"]
         if labels is None:
             return StepOutput(logits_BC.new_zeros(()), 0, {"logits": logits_BC})
-        loss_sum = functional.cross_entropy(logits_BC, labels, reduction="sum")
+        smoothing = batch.get("label_smoothing", 0.0)
+        loss_sum = functional.cross_entropy(
+            logits_BC, labels, reduction="sum", label_smoothing=smoothing
+        )
         return StepOutput(loss_sum, len(labels), {"logits": logits_BC})
 
     def decode(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[LabelPrediction]:

@@ -4,10 +4,14 @@ The checkpointer, the metrics file and the progress display are listeners: funct
 event. A listener never gets the trainer, so it cannot change the run.
 """
 
+from __future__ import annotations  # so that showing a run does not have to load torch
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,11 @@ class Progress:
         best_metric: Best value of the selecting metric so far, or None before an evaluation.
         best_step: Step that reached it.
         evaluations_without_improvement: Count for early stopping.
+        evaluation_due: Whether the evaluation at this step was broken off by a stop request.
+        micro_batch_size: Rows of a micro-batch on each process, once memory has run out for more.
+        eval_batch_size: The same for evaluation.
+        loss_scale: What the loss is multiplied by in fp16.
+        loss_scale_steps: Steps since that was changed last.
         seconds: Wall time so far over all sessions, evaluation included.
         train_seconds: Part of it that was spent in optimizer steps.
     """
@@ -29,6 +38,11 @@ class Progress:
     best_metric: float | None = None
     best_step: int | None = None
     evaluations_without_improvement: int = 0
+    evaluation_due: bool = False
+    micro_batch_size: int | None = None
+    eval_batch_size: int | None = None
+    loss_scale: float | None = None
+    loss_scale_steps: int = 0
     # Equal runs take different times.
     seconds: float = field(default=0.0, compare=False)
     train_seconds: float = field(default=0.0, compare=False)
@@ -41,7 +55,7 @@ class TrainState:
     Attributes:
         progress: Position and best metric.
         adapter: Trained tensors by name.
-        optimizer: Moments by "<parameter name>/<moment name>".
+        optimizer: Moments by "<parameter name>/<moment name>", averages of weights among them.
         method: State of what the adapters' variant does at each step; empty where it does nothing.
     """
 
@@ -89,6 +103,21 @@ class StepDone:
     grad_norm: float
     samples_per_second: float
     log: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BatchHalved:
+    """Rows did not fit into memory, so that fewer are taken at once from here on.
+
+    Attributes:
+        step: Optimizer steps done.
+        kind: "train" or "eval".
+        rows: Rows in memory at once on each process, from here on.
+    """
+
+    step: int
+    kind: str
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,5 +191,14 @@ class RunEnded:
     samples_per_second: float
 
 
-Event = RunStarted | StepDone | EvalStarted | EvalProgress | EvalDone | CheckpointDue | RunEnded
+Event = (
+    RunStarted
+    | StepDone
+    | BatchHalved
+    | EvalStarted
+    | EvalProgress
+    | EvalDone
+    | CheckpointDue
+    | RunEnded
+)
 Listener = Callable[[Event], None]

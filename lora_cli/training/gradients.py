@@ -1,7 +1,7 @@
 """What happens to the summed gradients between the last backward pass and the optimizer."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -43,7 +43,12 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> f
 
 
 def check_finite(
-    loss_sum: float, grad_norm: float, *, step: int, ids: Sequence[object], scaled: bool
+    loss_sum: float,
+    grad_norm: float,
+    *,
+    step: int,
+    ids: Sequence[object],
+    loss_scale: tuple[float, int] | None = None,
 ) -> None:
     """Stop a run that diverged.
 
@@ -52,12 +57,14 @@ def check_finite(
         grad_norm: Length of its gradient.
         step: Number of the step, counted from 1.
         ids: Of the rows of the step.
-        scaled: Whether the loss was scaled up, so that an infinite gradient may be harmless.
+        loss_scale: What the loss is multiplied by, if there is a scaler. It skips a step whose
+            gradient overflowed and halves the scale, which helps for as long as that is above 1.
 
     Raises:
         RunFailedError: If one of the two is not finite.
     """
-    if math.isfinite(loss_sum) and (math.isfinite(grad_norm) or scaled):
+    may_overflow = loss_scale is not None and loss_scale[0] > 1
+    if math.isfinite(loss_sum) and (math.isfinite(grad_norm) or may_overflow):
         return
     what = "loss" if not math.isfinite(loss_sum) else "gradient"
     more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
@@ -66,6 +73,30 @@ def check_finite(
             id="train.not-finite",
             message=f"The {what} must be finite, but is not at step {step}.",
             where=f"rows with id {', '.join(map(str, ids[:10]))}{more}",
-            fix="lower optimizer.lr, or look at these rows; the last checkpoint is intact",
+            fix="lower optimizer.lr, or look at these rows",
         )
     )
+
+
+def check_weights(tensors: Mapping[str, torch.Tensor], *, step: int) -> None:
+    """Stop a run whose weights or moments have become useless, before anything is done with them.
+
+    Args:
+        tensors: By name.
+        step: Optimizer steps done.
+
+    Raises:
+        RunFailedError: If a number in them is not finite.
+    """
+    bad = [name for name, x in tensors.items() if not bool(torch.isfinite(x).all())]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise RunFailedError(
+            Problem(
+                id="train.not-finite",
+                message="The trained weights and their moments must be finite, but are not after"
+                f" step {step}.",
+                where=f"{bad[0]}{more}",
+                fix="lower optimizer.lr",
+            )
+        )

@@ -6,21 +6,20 @@ gradients of sums, and one division follows. Which rows a step trains on and wha
 functions of the seed and the step, so the loop keeps no random state.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from lora_cli.config.optim import OptimizerConfig, SchedulerConfig
-from lora_cli.config.sections import TrainerConfig
 from lora_cli.lora.inject import trainable_parameters
 from lora_cli.lora.method import StepMethod
 from lora_cli.lora.state import adapter_state
 from lora_cli.tasks.contract import Features, Task
-from lora_cli.training.evaluation import Evaluation, evaluate_rows
+from lora_cli.training.descent import Descent
+from lora_cli.training.evaluation import Evaluation, EvaluationStopped, evaluate_rows
 from lora_cli.training.events import (
     CheckpointDue,
     EvalDone,
@@ -34,56 +33,22 @@ from lora_cli.training.events import (
     StepDone,
     TrainState,
 )
+from lora_cli.training.forward import change_forward
 from lora_cli.training.gradients import (
     add_penalty,
     check_finite,
+    check_weights,
     clip_gradients,
     scale_gradients,
 )
+from lora_cli.training.memory import BatchSizes, fitted, memory_checked
 from lora_cli.training.meter import Meter
-from lora_cli.training.optim import (
-    build_optimizer,
-    load_optimizer_state,
-    optimizer_state,
-    set_lr,
-)
-from lora_cli.training.order import cut_by_length, step_rows, steps_per_epoch, total_steps
+from lora_cli.training.order import cut_by_length, step_rows
+from lora_cli.training.plan import Plan
 from lora_cli.training.runtime import Runtime, move_to, seed_step
 from lora_cli.training.schedule import lr_factor
+from lora_cli.training.selection import judge
 from lora_cli.training.watch import LAST_STEP, AdapterWatch
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What to train on and how; plain values from the configuration.
-
-    Attributes:
-        train: Encoded training rows.
-        validation: Encoded rows that select the best checkpoint.
-        trainer: Length, batches, evaluation and saving.
-        optimizer: Optimizer and peak learning rate.
-        scheduler: Learning rate over the run.
-        seed: Decides order and dropout.
-        may_be_unused: Saved modules that the loss may leave out; see `AdapterWatch`.
-    """
-
-    train: Sequence[Features]
-    validation: Sequence[Features]
-    trainer: TrainerConfig
-    optimizer: OptimizerConfig
-    scheduler: SchedulerConfig
-    seed: int
-    may_be_unused: Sequence[str] = ()
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of one pass over the training rows."""
-        return steps_per_epoch(len(self.train), global_batch_size=self.trainer.global_batch_size)
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return total_steps(self.trainer, len(self.train))
 
 
 class Trainer:
@@ -97,7 +62,8 @@ class Trainer:
         runtime: Device, processes, number format.
         method: What the adapters' variant does at each step, if anything.
         listeners: Told of every event.
-        should_stop: Polled after every step; true ends the run with a checkpoint.
+        should_stop: Polled after every step and within evaluations; true ends the run with a
+            checkpoint.
     """
 
     def __init__(
@@ -119,9 +85,14 @@ class Trainer:
         self.progress = Progress()
         self._plain_model = model
         self._saved_modules = tuple(saved_modules)
+        self._group = runtime.group
+        change_forward(model, plan.trainer)
         self._model = runtime.prepare(model)
-        self._plain_optimizer = build_optimizer(plan.optimizer, self.parameters)
-        self._optimizer = runtime.prepare_optimizer(self._plain_optimizer)
+        self._group.share_parameters(self.parameters.values())
+        self._descent = Descent(
+            plan.optimizer, self.parameters, runtime=runtime, ema_decay=plan.trainer.ema_decay
+        )
+        self.sizes = BatchSizes(plan.trainer, num_processes=self._group.size)
         self._listeners = tuple(listeners)
         self._should_stop = should_stop
         self._method = method
@@ -132,7 +103,8 @@ class Trainer:
     def resume(self, state: TrainState) -> None:
         """Continue from a checkpoint; the adapter tensors are in the model already."""
         self.progress = state.progress
-        load_optimizer_state(self._plain_optimizer, self.parameters, state.optimizer)
+        self._descent.resume(state)
+        self.sizes.resume(self.progress)
         if self._method is not None:
             self._method.load_state(state.method)
 
@@ -154,8 +126,11 @@ class Trainer:
                 train_rows=len(plan.train),
             )
         )
-        if self.progress.step == 0:
+        was_due = self.progress.evaluation_due
+        if self.progress.step == 0 or was_due:
             self._evaluate()
+        if was_due and not self.progress.evaluation_due:
+            self._tell(CheckpointDue(self.state()))
         reason = self._reason_to_end()
         while self.progress.step < plan.total_steps and reason == "finished":
             self._train_step()
@@ -165,6 +140,8 @@ class Trainer:
             if self._is_due(plan.trainer.save_steps) or reason != "finished":
                 self._count_time()
                 self._tell(CheckpointDue(self.state()))
+                # A request that came meanwhile finds everything saved.
+                reason = self._reason_to_end()
         if self._watch is not None:
             self._watch.close()
         self._count_time()
@@ -176,31 +153,51 @@ class Trainer:
 
     def state(self) -> TrainState:
         """Return a copy of everything that resuming needs."""
-        return TrainState(
-            progress=self.progress,
+        state = TrainState(
+            progress=self._descent.noted(self.sizes.noted(self.progress)),
             adapter=self.adapter(),
-            optimizer=optimizer_state(self._plain_optimizer, self.parameters),
+            optimizer=self._descent.state(),
             method={} if self._method is None else self._method.state(),
         )
+        check_weights({**state.adapter, **state.optimizer}, step=self.progress.step)
+        return state
 
     def adapter(self) -> dict[str, torch.Tensor]:
         """Return a copy of the trained tensors by name."""
         return adapter_state(self._plain_model, self._saved_modules)
 
+    def averaged_adapter(self) -> dict[str, torch.Tensor]:
+        """Return a copy of what is evaluated and saved, which may be an average."""
+        with self._descent.averaged():
+            return self.adapter()
+
     def evaluate(self) -> Evaluation:
-        """Run the model, as it is now, over the validation rows."""
-        return evaluate_rows(
-            self.task,
-            self._model,
-            self.plan.validation,
-            batch_size=self.plan.trainer.eval_batch_size,
-            device=self.runtime.device,
-            on_rows=lambda rows: self._tell(EvalProgress(rows)),
-        )
+        """Run the model, as it is now, over the validation rows.
+
+        Raises:
+            EvaluationStopped: If a stop is requested meanwhile.
+        """
+
+        def evaluate() -> Evaluation:
+            return evaluate_rows(
+                self.task,
+                self._model,
+                self.plan.validation,
+                batch_size=self.sizes.evaluation,
+                device=self.runtime.device,
+                on_rows=lambda rows: self._tell(EvalProgress(rows)),
+                group=self._group,
+                should_stop=self._should_stop,
+            )
+
+        return fitted(self.sizes, "eval", evaluate, step=self.progress.step, tell=self._tell)
 
     def _tell(self, event: Event) -> None:
-        for listener in self._listeners:
-            listener(event)
+        # What listeners may write at every step or batch is too little to wait for each other.
+        is_small = isinstance(event, EvalProgress | EvalStarted | StepDone)
+        with nullcontext() if is_small else self._group.together():
+            for listener in self._listeners:
+                listener(event)
 
     def _count_time(self) -> None:
         """Add the wall time since the last call, or since the session began."""
@@ -218,7 +215,8 @@ class Trainer:
         if patience is not None and self.progress.evaluations_without_improvement >= patience:
             return "early stopping"
         # A request that arrives during the last step has nothing left to stop.
-        if self.progress.step < self.plan.total_steps and self._should_stop():
+        is_over = self.progress.step == self.plan.total_steps
+        if self.progress.evaluation_due or (not is_over and self._group.any(self._should_stop())):
             return "stopped on request"
         return "finished"
 
@@ -232,22 +230,21 @@ class Trainer:
             step=step,
         )
         lr = plan.optimizer.lr * lr_factor(plan.scheduler, step=step, total_steps=plan.total_steps)
-        set_lr(self._plain_optimizer, lr)
-        seed_step(plan.seed, step=step, rank=self.runtime.rank)
-        loss_sum, count = self._backward([plan.train[index] for index in indices])
+        rows = [plan.train[index] for index in indices]
+        loss_sum, count = fitted(
+            self.sizes, "train", lambda: self._backward(rows), step=step, tell=self._tell
+        )
         grad_norm = self._scale_gradients(count)
         check_finite(
             loss_sum,
             grad_norm,
             step=step + 1,
-            ids=[plan.train[index]["id"] for index in indices],
-            # A loss scaler skips a step whose gradient overflowed, and lowers its scale.
-            scaled=plan.trainer.precision == "fp16",
+            ids=[row["id"] for row in rows],
+            loss_scale=self.runtime.loss_scale(),
         )
-        self._optimizer.step()
-        if lr > 0 and not self.runtime.was_skipped(self._optimizer):
+        if self._descent.step(lr):
             self._after_step(step + 1)
-        self._optimizer.zero_grad()
+        self._descent.clear()
 
         seconds = time.monotonic() - began
         self.progress = replace(
@@ -261,27 +258,31 @@ class Trainer:
 
     def _backward(self, window: Sequence[Features]) -> tuple[float, float]:
         """Add up gradients of the summed loss; return the sum and the count over all processes."""
-        share = window[self.runtime.rank :: self.runtime.world_size]
-        size = self.plan.trainer.micro_batch_size or len(share)
+        # The last rows of an epoch may leave this process without any.
+        share = window[self._group.rank :: self._group.size]
+        size = self.sizes.train
         batches = cut_by_length(share, [row["length"] for row in share], size=size)
+        self._descent.clear()
+        seed_step(self.plan.seed, step=self.progress.step, rank=self._group.rank)
         totals = torch.zeros(2, dtype=torch.float64)
         self._model.train()
-        for number, features in enumerate(batches, start=1):
-            batch = move_to(self.task.collate(features), self.runtime.device)
-            with self.runtime.accumulating(self._model, last=number == len(batches)):
+        smoothing = self.plan.trainer.label_smoothing
+        with self._group.together(), memory_checked(size, "training"):
+            for features in batches:
+                batch = move_to(self.task.collate(features), self.runtime.device)
+                if smoothing:
+                    batch["label_smoothing"] = smoothing
                 output = self.task.forward(self._model, batch)
                 self.runtime.backward(output.loss_sum)
-            totals += torch.tensor([output.loss_sum.item(), output.count], dtype=torch.float64)
-        loss_sum, count = self.runtime.total(totals).tolist()
+                totals += torch.tensor([output.loss_sum.item(), output.count], dtype=torch.float64)
+        self._group.add_gradients(self.parameters.values())
+        loss_sum, count = self._group.add(totals).tolist()
         return loss_sum, count
 
     def _scale_gradients(self, count: float) -> float:
-        """Divide the summed gradients by the count, clip them, and return their length before.
-
-        Data-parallel wrappers average over processes, hence the factor of the world size.
-        """
-        self.runtime.unscale(self._optimizer)
-        scale_gradients(self.parameters.values(), self.runtime.world_size / count)
+        """Divide the summed gradients by the count, clip them, and return their length before."""
+        self._descent.unscale()
+        scale_gradients(self.parameters.values(), 1.0 / count)
         if self._watch is not None:
             self._watch.look()
         penalty = None if self._method is None else self._method.penalty()
@@ -301,6 +302,7 @@ class Trainer:
             self._watch = None
         if self._method is not None:
             self._method.after_step(step)
+        self._descent.average(step)
 
     def _report_step(self, lr: float, grad_norm: float) -> None:
         step, every = self.progress.step, self.plan.trainer.log_steps
@@ -321,28 +323,28 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Evaluate, and update best value and patience."""
-        step, before = self.progress.step, self.progress
+        step = self.progress.step
         self._tell(EvalStarted(step=step, rows=len(self.plan.validation)))
-        metrics = self.evaluate().metrics(self.task)
-        value = metrics[self.task.metric]
-        gain = math.inf
-        if before.best_metric is not None:
-            sign = 1 if self.task.greater_is_better else -1
-            gain = sign * (value - before.best_metric)
-        # The untrained model at step 0 is shown, but cannot be the best checkpoint.
-        is_best = step > 0 and gain > 0
-        if is_best:
-            self.progress = replace(self.progress, best_metric=value, best_step=step)
-        if step > 0:
-            improved = gain > self.plan.trainer.early_stopping.threshold
-            waited = 0 if improved else before.evaluations_without_improvement + 1
-            self.progress = replace(self.progress, evaluations_without_improvement=waited)
+        check_weights(self.parameters, step=step)
+        with self._descent.averaged():
+            try:
+                metrics = self.evaluate().metrics(self.task)
+            except EvaluationStopped:
+                self.progress = replace(self.progress, evaluation_due=True)
+                return
+            self.progress, is_best = judge(
+                replace(self.progress, evaluation_due=False),
+                metrics[self.task.metric],
+                greater_is_better=self.task.greater_is_better,
+                threshold=self.plan.trainer.early_stopping.threshold,
+            )
+            adapter = self.adapter() if is_best else {}
         self._tell(
             EvalDone(
                 step=step,
                 metrics=metrics,
                 metric=self.task.metric,
                 is_best=is_best,
-                adapter=self.adapter() if is_best else {},
+                adapter=adapter,
             )
         )

@@ -1,8 +1,8 @@
 """Devices, processes and number formats, through Accelerate; nothing else imports it."""
 
 import hashlib
+import os
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,17 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from lora_cli.errors import Problem, UserError
+from lora_cli.training.group import join_group
 
+# Seconds; a setting in commands, and long enough not to matter elsewhere.
+TIMEOUT = 1800.0
+# Variables in which `accelerate launch` says what it has set up, besides data parallelism.
+_SHARDED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism",
+}
 PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -44,17 +54,43 @@ def seed_step(seed: int, *, step: int, rank: int) -> None:
     torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+def use_tf32(wanted: bool) -> None:
+    """Let float32 matrices be multiplied in TF32, or not, in this process.
+
+    Raises:
+        UserError: If it is wanted and there is no GPU.
+    """
+    if wanted and default_device().type == "cpu":
+        raise UserError(
+            Problem(
+                id="trainer.tf32",
+                message="`trainer.tf32` must be false where there is no GPU, but is true.",
+                key="trainer.tf32",
+                fix="trainer.tf32=false",
+            )
+        )
+    torch.set_float32_matmul_precision("high" if wanted else "highest")
+
+
 class Runtime:
     """One process of the run.
 
     Args:
         precision: Number format of forward and backward.
+        timeout: Seconds without an answer from another process after which it counts as lost.
 
     Raises:
-        UserError: If the device cannot compute in that format.
+        UserError: If the device cannot compute in that format, or if `accelerate launch` was asked
+            for something else than data parallelism.
+
+    Attributes:
+        group: The processes of the run.
+        device: Where this process computes.
     """
 
-    def __init__(self, *, precision: Literal["float32", "bf16", "fp16"]) -> None:
+    def __init__(
+        self, *, precision: Literal["float32", "bf16", "fp16"], timeout: float = TIMEOUT
+    ) -> None:
         if precision == "fp16" and default_device().type == "cpu":
             raise UserError(
                 Problem(
@@ -66,26 +102,29 @@ class Runtime:
                     fix="trainer.precision=bf16",
                 )
             )
+        _refuse_sharding()
+        self.group = join_group(timeout)
         # Accelerate keeps the number format of the process; the jobs of a sweep may differ in it.
         AcceleratorState._reset_state()
-        self._accelerator = Accelerator(mixed_precision=PRECISIONS[precision])
+        self._accelerator = Accelerator(
+            mixed_precision=PRECISIONS[precision],
+            # Without it Accelerate takes several processes without GPUs for so many runs of one.
+            cpu=self.group.size > 1 and default_device().type == "cpu",
+        )
         self.device: torch.device = self._accelerator.device
-        self.rank: int = self._accelerator.process_index
-        self.world_size: int = self._accelerator.num_processes
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Move the model to the device and wrap it for the processes and the number format."""
-        prepared: nn.Module = self._accelerator.prepare_model(model)
+        """Move the model to the device and make it compute in the number format.
+
+        It is not wrapped for the processes: the loop adds up the gradients, see `add_gradients`.
+        """
+        prepared: nn.Module = self._accelerator.prepare_model(model, evaluation_mode=True)
         return prepared
 
     def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Wrap the optimizer, so that a loss scaler can skip a step that overflowed."""
         prepared: torch.optim.Optimizer = self._accelerator.prepare_optimizer(optimizer)
         return prepared
-
-    def accumulating(self, model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
-        """Return a context in which gradients are only exchanged for the last micro-batch."""
-        return nullcontext() if last else self._accelerator.no_sync(model)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of `loss`, scaled where the number format asks for it."""
@@ -95,11 +134,41 @@ class Runtime:
         """Undo the loss scale in the gradients."""
         self._accelerator.unscale_gradients(optimizer)
 
+    def loss_scale(self) -> tuple[float, int] | None:
+        """Return what the loss is multiplied by and since how many steps, None without a scaler."""
+        scaler = self._accelerator.scaler
+        if scaler is None:
+            return None
+        state = scaler.state_dict()
+        return float(state["scale"]), int(state["_growth_tracker"])
+
+    def set_loss_scale(self, scale: float | None, steps: int) -> None:
+        """Go on with a `loss_scale`; without a scaler there is nothing to do."""
+        scaler = self._accelerator.scaler
+        if scaler is not None and scale is not None:
+            scaler.load_state_dict(
+                {**scaler.state_dict(), "scale": scale, "_growth_tracker": steps}
+            )
+
     def was_skipped(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether the loss scaler left out the last step of a prepared optimizer."""
         return bool(getattr(optimizer, "step_was_skipped", False))
 
-    def total(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum of `values` over all processes."""
-        total: torch.Tensor = self._accelerator.reduce(values, reduction="sum")
-        return total
+
+def _refuse_sharding() -> None:
+    """Refuse to be started for a way of working together that this runtime would ignore.
+
+    Raises:
+        UserError: If `accelerate launch` was given such a configuration.
+    """
+    found = [name for name in _SHARDED if os.environ.get(name, "").lower() == "true"]
+    if found:
+        raise UserError(
+            Problem(
+                id="distributed.unsupported",
+                message="The processes must each hold the whole base model, but the configuration"
+                f" of accelerate asks for {_SHARDED[found[0]]}.",
+                fix="start it with torchrun, or with lora-cli train distributed.num_processes=N;"
+                " model.quantization=nf4 makes the base smaller",
+            )
+        )

@@ -10,13 +10,18 @@ from typing import Any
 
 import pytest
 
+from lora_cli.artifacts import commit
 from lora_cli.artifacts.commit import (
     MANIFEST,
     DamagedFolderError,
+    clean_leftovers,
     commit_folder,
-    find_obstacle,
+    document_sha256,
+    make_folders,
     put_in_place,
+    remove_folder,
     replace_file,
+    staged_beside,
     verify_folder,
 )
 
@@ -66,7 +71,7 @@ class FailingCalls:
 @pytest.mark.parametrize("existed", [True, False])
 @pytest.mark.parametrize(
     ("owner", "operation", "count"),
-    [(os, "fsync", 4), (Path, "open", 3), (Path, "mkdir", 2), (Path, "rename", 1)],
+    [(os, "fsync", 4), (Path, "write_bytes", 3), (Path, "mkdir", 1), (commit, "_exchange", 0)],
 )
 def test_a_failure_of_any_call_leaves_what_was_there(
     tmp_path: Path,
@@ -80,8 +85,11 @@ def test_a_failure_of_any_call_leaves_what_was_there(
     if existed:
         commit_folder(target, OLD, facts={})
     before = content(tmp_path)
-    renames = 1 if operation == "rename" and existed else 0
-    for passes in range(count + renames):
+    if operation == "_exchange":
+        count = int(existed)
+        if not existed:
+            owner, operation, count = Path, "rename", 1
+    for passes in range(count):
         fault = FailingCalls(getattr(owner, operation), passes)
         # A plain function is bound to the path that it is called on, as the method is.
         monkeypatch.setattr(owner, operation, lambda *a, _f=fault, **k: _f(*a, **k))
@@ -120,8 +128,12 @@ def test_every_changed_byte_is_found(tmp_path: Path, name: str) -> None:
         verify_folder(tmp_path / "x")
 
 
+def signed(document: dict[str, Any]) -> str:
+    return json.dumps({**document, "sha256": document_sha256(document)})
+
+
 def entry(name: str, **changes: Any) -> str:
-    return json.dumps({"files": {name: {"sha256": "0" * 64, "bytes": 4, **changes}}})
+    return signed({"files": {name: {"sha256": "0" * 64, "bytes": 4, **changes}}})
 
 
 @pytest.mark.parametrize(
@@ -132,6 +144,10 @@ def entry(name: str, **changes: Any) -> str:
         ("[]", "not readable"),
         ("{}", "not readable"),
         ('{"files": []}', "not readable"),
+        (signed({"files": []}), "not readable"),
+        (signed({}), "not readable"),
+        ('{"files": {}, "sha256": "0"}', "does not match its own sha256"),
+        ("[" * 100_000, "not readable"),
         (entry("a.bin"), "does not match"),
         (entry("../x/a.bin"), "outside the folder"),
         (entry("/etc/hostname"), "outside the folder"),
@@ -150,7 +166,7 @@ def test_another_size_in_the_manifest_is_found(tmp_path: Path) -> None:
     path = tmp_path / "x" / MANIFEST
     document = json.loads(path.read_text())
     document["files"]["a.bin"]["bytes"] += 1
-    path.write_text(json.dumps(document))
+    path.write_text(signed(document))
     with pytest.raises(DamagedFolderError, match=r"a\.bin does not have the size"):
         verify_folder(tmp_path / "x")
 
@@ -185,14 +201,84 @@ def test_a_file_is_replaced_or_left_alone(tmp_path: Path, monkeypatch: pytest.Mo
     assert content(tmp_path) == {"x.json": b"two"}
 
 
-def test_obstacles_are_found_before_work_begins(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    assert find_obstacle(tmp_path / "new" / "deep") is None
-    assert find_obstacle(tmp_path / "file" / "deep" / "x") == f"{tmp_path / 'file'} is a file"
-    assert find_obstacle(Path("/")) is None
-    if os.geteuid() != 0:
-        (tmp_path / "closed").mkdir(mode=0o500)
-        assert find_obstacle(tmp_path / "closed" / "x") is not None
+@pytest.mark.parametrize("is_swapped", [True, False])
+def test_without_a_swap_of_names_a_folder_is_still_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_swapped: bool
+) -> None:
+    if not is_swapped:
+        monkeypatch.setattr(commit, "_exchange", lambda *_: False)
+    commit_folder(tmp_path / "x", OLD, facts={}, manifest=False)
+    commit_folder(tmp_path / "x", FILES, facts={}, manifest=False)
+    assert content(tmp_path) == {f"x/{name}": value for name, value in FILES.items()}
+    rename = Path.rename
+    monkeypatch.setattr(commit, "_exchange", lambda *_: False)
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name.startswith(".tmp-"):
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        commit_folder(tmp_path / "x", OLD, facts={}, manifest=False)
+    assert content(tmp_path) == {f"x/{name}": value for name, value in FILES.items()}
+
+
+def test_what_killed_processes_left_is_told_from_the_work_of_living_ones(tmp_path: Path) -> None:
+    def leave(name: str) -> None:
+        commit_folder(tmp_path / name, FILES, facts={}, manifest=False)
+
+    leave("x")
+    for name in (".tmp-x-12345678", ".trash-x-12345678", ".old-x-12345678", ".tmp-y-12345678"):
+        leave(name)
+    leave(".old-gone-12345678")
+    (tmp_path / ".tmp-f.json-12345678").write_bytes(b"part")
+    (tmp_path / ".corrupt-step-00000001-12345678").mkdir()
+    with staged_beside(tmp_path / "x") as held:
+        # Whoever stages beside x cleans up after x alone.
+        names = {path.name for path in tmp_path.iterdir()} - {held.name}
+        assert names == {
+            *("x", ".tmp-y-12345678", ".old-gone-12345678", ".tmp-f.json-12345678"),
+            ".corrupt-step-00000001-12345678",
+        }
+        (held / "a").write_bytes(b"in work")
+        clean_leftovers(tmp_path)
+        assert (held / "a").read_bytes() == b"in work"
+    assert {p.name for p in tmp_path.iterdir()} == {
+        *("x", "gone", ".corrupt-step-00000001-12345678")
+    }
+    assert content(tmp_path / "gone") == FILES
+    clean_leftovers(tmp_path / "none")
+
+
+def test_links_are_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "a").write_bytes(b"mine")
+    for name, where in (("x", "kept"), ("y", "nowhere")):
+        (tmp_path / name).symlink_to(tmp_path / where)
+        commit_folder(tmp_path / name, FILES, facts={}, manifest=False)
+        assert not (tmp_path / name).is_symlink()
+        assert content(tmp_path / name) == FILES
+    assert content(tmp_path / "kept") == {"a": b"mine"}
+
+
+def test_a_folder_is_removed_as_a_whole(tmp_path: Path) -> None:
+    commit_folder(tmp_path / "x", FILES, facts={})
+    remove_folder(tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError):
+        remove_folder(tmp_path / "x")
+
+
+def test_folders_are_made_and_their_names_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(commit, "sync_path", synced.append)
+    make_folders(tmp_path / "a" / "b")
+    make_folders(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    assert synced == [tmp_path, tmp_path / "a"]
 
 
 def test_commit_needs_no_torch() -> None:

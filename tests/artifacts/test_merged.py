@@ -1,6 +1,9 @@
 """The merged folder: what may be replaced, modes, and nothing left behind by a failed check."""
 
+import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,3 +139,25 @@ def test_size_of_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "sub" / "b").write_bytes(b"4567")
     assert folder_bytes(tmp_path) == 7
     assert folder_bytes(tmp_path / "a") == 3
+
+
+def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
+    """Safetensors hides the error of the system in the text of its own."""
+    code = """
+import resource, sys
+from pathlib import Path
+from transformers import BertConfig, BertModel
+from lora_cli.artifacts.merged import save_merged
+model = BertModel(BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1,
+                             num_attention_heads=2, intermediate_size=16))
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+try:
+    save_merged(model, None, Path(sys.argv[1]) / "merged")
+except OSError as error:
+    print(error.errno, error.filename)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(f"{errno.EFBIG} "), done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,9 +1,7 @@
 """The run directory: names, refusals, the lock between processes, the metrics file."""
 
 import json
-import os
 import subprocess
-import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 
 from lora_cli.artifacts import run_dir
 from lora_cli.artifacts.export import EXPORTERS
+from lora_cli.artifacts.lock import locked
 from lora_cli.artifacts.run_dir import (
     MetricsFile,
     check_inputs,
@@ -18,7 +17,6 @@ from lora_cli.artifacts.run_dir import (
     choose_run_dir,
     clear_run_dir,
     describe_environment,
-    locked,
     read_config,
     read_metrics,
     write_description,
@@ -139,34 +137,6 @@ def test_inputs_that_would_be_deleted_are_found(tmp_path: Path) -> None:
     outside = ["a/data", "a", "merged", "elsewhere", "a/mergedx"]
     for text in [*(str(tmp_path / name) for name in outside), "bert-base", "pkg://a/merged"]:
         check_inputs(path, {text: "model.path"})
-
-
-HOLD = """
-import sys
-from pathlib import Path
-from lora_cli.artifacts.run_dir import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_the_lock_holds_between_processes_and_goes_with_the_process(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    command = [sys.executable, "-c", HOLD, str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(UserError) as caught, locked(path):
-            pass
-        (problem,) = caught.value.problems
-        assert problem.id == "run.locked"
-        assert f"in use by process {holder.pid} on " in problem.message
-        holder.kill()
-    with locked(path):
-        assert f"process {os.getpid()} on " in (path / ".lock").read_text()
-    with locked(path):
-        pass
 
 
 def step(number: int, *, log: bool = True) -> StepDone:

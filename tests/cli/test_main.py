@@ -1,5 +1,6 @@
 import errno
 import json
+import signal
 import sys
 import types
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from lora_cli.cli.main import main
-from lora_cli.errors import Problem, RunFailedError, StoppedError
+from lora_cli.errors import Interrupted, Problem, RunFailedError, StoppedError
 from lora_cli.log import logger
 
 PREDICT = ["predict", "runs/x", "text=a"]
@@ -86,6 +87,18 @@ def test_whatever_happens_becomes_a_code_and_a_text(
     assert "Traceback" not in captured.err
     assert main([*PREDICT, "--debug"]) == code
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "sent"), [(signal.SIGINT, []), (signal.SIGTERM, [15])])
+def test_a_signal_ends_the_process_once_everything_is_put_away(
+    fake_command: Any, capsys: Any, monkeypatch: Any, number: int, sent: list[int]
+) -> None:
+    found: list[int] = []
+    monkeypatch.setattr(signal, "raise_signal", found.append)
+    fake_command(raising(Interrupted(number)))
+    assert main(PREDICT) == 128 + number
+    assert found == sent
+    assert "interrupted: nothing new was saved" in capsys.readouterr().err
 
 
 def test_errors_as_json(fake_command: Any, capsys: Any) -> None:

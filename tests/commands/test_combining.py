@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lora_cli.artifacts.commit import describe_files, document_sha256
 from lora_cli.artifacts.peft_format import load_peft
 from lora_cli.commands import combining
 from lora_cli.lora.combine import Blend, combine_factors
@@ -259,10 +260,10 @@ def test_rows_are_read_as_for_the_first(
     record = other / "lora_cli.json"
     document = json.loads(record.read_text())
     document["config"]["task"]["data"]["path"] = "elsewhere.jsonl"
-    record.write_text(json.dumps(document))
+    record.write_text(json.dumps({**document, "sha256": document_sha256(document)}))
     assert note not in merge_adapters("a", str(other)).err
     document["config"]["task"]["max_length"] = 48
-    record.write_text(json.dumps(document))
+    record.write_text(json.dumps({**document, "sha256": document_sha256(document)}))
     finished = merge_adapters("a", str(other), "--overwrite")
     assert finished.code == 0, finished.err
     assert note in finished.err
@@ -282,6 +283,10 @@ def test_on_a_base_of_lower_precision(
     tensors = load_file(tmp_path / "y" / "adapter" / WEIGHTS)
     halved = {n: t * (-0.5 if ".lora_A" in n else 1) for n, t in tensors.items()}
     save_file(halved, tmp_path / "y" / "adapter" / WEIGHTS, {"format": "pt"})
+    record = tmp_path / "y" / "adapter" / "lora_cli.json"
+    document = json.loads(record.read_text())
+    document["files"] |= describe_files({WEIGHTS: record.with_name(WEIGHTS).read_bytes()})
+    record.write_text(json.dumps({**document, "sha256": document_sha256(document)}))
     finished = run_cli(
         *("merge", f"adapters=[{tmp_path / 'x'},{tmp_path / 'y'}]", "method=cat", "--json"),
         f"output={tmp_path / 'out'}",

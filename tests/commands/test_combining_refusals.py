@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lora_cli.artifacts.commit import describe_files, document_sha256
 from lora_cli.commands import combining
 
 WEIGHTS = "adapter_model.safetensors"
@@ -25,6 +26,16 @@ def edit_json(path: Path, change: Callable[[Any], object]) -> None:
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
+    sign(path.parent)
+
+
+def sign(folder: Path) -> None:
+    """Let the record say that the files were written as they are."""
+    path = folder / "lora_cli.json"
+    record = json.loads(path.read_text())
+    contents = {name: path.with_name(name).read_bytes() for name in record["files"]}
+    record["files"] = describe_files(contents)
+    path.write_text(json.dumps({**record, "sha256": document_sha256(record)}))
 
 
 def reorder(record: Any) -> None:
@@ -99,6 +110,7 @@ def test_every_fault_is_told_at_once(
             magnitude = name.replace("lora_B.weight", "lora_magnitude_vector")
             tensors[magnitude] = torch.ones(tensors[name].shape[0])
     save_file(tensors, dora / WEIGHTS, {"format": "pt"})
+    sign(dora)
     finished = merge_adapters("a", str(other), str(dora))
     assert finished.code == 2
     assert finished.err.count("error[merge.cannot-combine]") == 3
@@ -115,6 +127,7 @@ def test_a_damaged_adapter_cannot_hide_behind_another(
     kept = {n: t for n, t in tensors.items() if n.rpartition(".lora_")[0] != lost[:-14]}
     assert len(kept) == len(tensors) - 2
     save_file(kept, other / WEIGHTS, {"format": "pt"})
+    sign(other)
     finished = merge_adapters("a", str(other))
     assert finished.code == 2
     assert "error[adapter.state]" in finished.err

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lora_cli.artifacts.commit import document_sha256
+
 LABELS = ["negative", "positive"]
 # peft 0.21 asks transformers for a property that transformers 5 has renamed.
 pytestmark = pytest.mark.filterwarnings(
@@ -266,7 +268,8 @@ def test_another_base_is_refused_and_a_moved_one_is_found(
     shutil.copytree(tiny_run.path / "adapter", adapter)
     record = json.loads((adapter / "lora_cli.json").read_text())
     record["config"]["model"]["path"] = str(tmp_path / "gone")
-    (adapter / "lora_cli.json").write_text(json.dumps(record))
+    signed = {**record, "sha256": document_sha256(record)}
+    (adapter / "lora_cli.json").write_text(json.dumps(signed))
     rows = f"task.data.path={tiny_run.data}"
 
     lost = run_cli("eval", "adapter", rows, cwd=tmp_path)

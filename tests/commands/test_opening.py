@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lora_cli.artifacts.adapter import Subject
+from lora_cli.artifacts.commit import document_sha256
 from lora_cli.commands.opening import default_output, load_merged, open_adapter
 from lora_cli.config.sections import DataConfig
 from lora_cli.errors import UserError
@@ -67,7 +68,8 @@ def test_an_adapter_alone_knows_its_base_but_not_the_place_of_its_data(adapter: 
 )
 def test_a_record_that_cannot_be_used_is_the_users_problem(adapter: Path, state: Any) -> None:
     path = adapter / "lora_cli.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "state": state}))
+    document = {**json.loads(path.read_text()), "state": state}
+    path.write_text(json.dumps({**document, "sha256": document_sha256(document)}))
     problem = problem_of(lambda: open_adapter(str(adapter), base=None))
     assert problem.id == "adapter.record"
     assert problem.where == str(path)
@@ -77,7 +79,7 @@ def test_other_labels_than_the_head_has_are_refused(adapter: Path) -> None:
     path = adapter / "lora_cli.json"
     document = json.loads(path.read_text())
     document["state"]["labels"] = ["a", "b", "c"]
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps({**document, "sha256": document_sha256(document)}))
     opened = open_adapter(str(adapter), base=None)
     assert "classifier" in problem_of(opened.attach).message
 
@@ -86,7 +88,7 @@ def test_a_config_of_other_keys_is_refused(adapter: Path) -> None:
     path = adapter / "lora_cli.json"
     document = json.loads(path.read_text())
     document["config"]["lora"]["rnak"] = 4
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps({**document, "sha256": document_sha256(document)}))
     problem = problem_of(lambda: open_adapter(str(adapter), base=None))
     assert problem.where == str(path)
     assert "rnak" in problem.message

@@ -25,6 +25,7 @@ from lora_cli.config.strategies import LoraThenFullStrategyConfig
 from lora_cli.errors import UserError
 from lora_cli.lora.state import adapter_state
 from lora_cli.training.events import (
+    BatchHalved,
     CheckpointDue,
     EvalDone,
     EvalProgress,
@@ -82,9 +83,10 @@ def test_listeners_hear_of_steps_since_the_start_of_the_run() -> None:
     tell(EvalStarted(step=2, rows=3))
     tell(EvalProgress(3))
     tell(EvalDone(step=2, metrics={"accuracy": 1.0}, metric="accuracy", is_best=True))
+    tell(BatchHalved(2, "train", 4))
     tell(CheckpointDue(state))
     tell(RunEnded(step=6, reason="finished", seconds=1.0, samples_per_second=1.0))
-    started, step, evaluating, progress, evaluated, checkpoint, ended = heard
+    started, step, evaluating, progress, evaluated, halved, checkpoint, ended = heard
     assert isinstance(started, RunStarted)
     assert (started.first_step, started.total_steps, started.steps_per_epoch) == (10, 16, 4)
     assert isinstance(step, StepDone)
@@ -94,6 +96,7 @@ def test_listeners_hear_of_steps_since_the_start_of_the_run() -> None:
     assert progress == EvalProgress(3)
     assert isinstance(evaluated, EvalDone)
     assert (evaluated.step, evaluated.metrics) == (12, {"accuracy": 1.0})
+    assert halved == BatchHalved(12, "train", 4)
     assert isinstance(checkpoint, CheckpointDue)
     assert (checkpoint.state.progress.step, checkpoint.state.progress.best_step) == (12, 11)
     assert shift_state(checkpoint.state, -10) == state

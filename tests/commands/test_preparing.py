@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BertForSequenceClassification
 
 from lora_cli.commands.opening import open_adapter
 from lora_cli.commands.preparing import Prepared, encode_rows, prepare
 from lora_cli.config.commands import TrainConfig
+from lora_cli.config.optim import LionConfig
 from lora_cli.data.types import Row
 from lora_cli.errors import UserError
 from lora_cli.tasks.text_classification import TextClassificationTask
@@ -115,3 +117,15 @@ def test_cut_rows_are_counted(config: TrainConfig) -> None:
     # Two special tokens leave room for four words.
     assert [row["length"] for row in features] == [3, 4, 5, 6, 6, 6, 6, 6, 6]
     assert display.texts == ["train: task.max_length cut 5 of 9 rows"]
+
+
+def test_what_cannot_be_trained_so_is_refused_before_anything_is_written(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_cli.training.optim.find_spec", lambda _: None)
+    with pytest.raises(UserError, match="lion needs lion_pytorch"):
+        run_prepare(replace(config, optimizer=LionConfig()))
+    monkeypatch.setattr(BertForSequenceClassification, "supports_gradient_checkpointing", False)
+    trainer = replace(config.trainer, gradient_checkpointing=True)
+    with pytest.raises(UserError, match="must be false for bert"):
+        run_prepare(replace(config, trainer=trainer))

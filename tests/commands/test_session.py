@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from lora_cli.training.loop import Plan, Trainer
+from lora_cli.training.loop import Trainer
 from lora_cli.training.order import step_rows
+from lora_cli.training.plan import Plan
 
 
 def read_lines(path: Path) -> list[Any]:
@@ -61,7 +62,7 @@ def test_the_base_is_kept_over_sessions(
 def test_the_second_phase_sees_the_rows_in_another_order(
     tiny_run: Any, run_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lora_cli.commands import session
+    from lora_cli.commands import building
 
     plans: list[Any] = []
 
@@ -69,7 +70,7 @@ def test_the_second_phase_sees_the_rows_in_another_order(
         plans.append(Plan(**values))
         return plans[-1]
 
-    monkeypatch.setattr(session, "Plan", plan)
+    monkeypatch.setattr(building, "Plan", plan)
     settings = [*tiny_run.settings, "strategy=lora_then_full", "strategy.full_lr=1e-3"]
     done = run_cli("train", *settings, "run.dir=a", cwd=tmp_path)
     assert done.code == 0, done.err

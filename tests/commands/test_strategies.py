@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lora_cli.artifacts.commit import document_sha256
 from lora_cli.training.loop import Trainer
 
 SETTINGS = {
@@ -328,7 +329,8 @@ def test_tensors_of_another_strategy_are_refused(
         shutil.copytree(trained(strategy) / "adapter", folder)
         record = read_json(folder / "lora_cli.json")
         record["config"]["strategy"] = {"name": other}
-        (folder / "lora_cli.json").write_text(json.dumps(record))
+        signed = {**record, "sha256": document_sha256(record)}
+        (folder / "lora_cli.json").write_text(json.dumps(signed))
         done = run_cli("predict", folder, "text=good", cwd=tmp_path)
         assert done.code == 2, done.err
         assert "error[adapter." in done.err

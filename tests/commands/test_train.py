@@ -42,6 +42,7 @@ def test_every_file_of_the_run_directory_is_there(tiny_run: Any) -> None:
         "metrics.jsonl",
         "report.html",
         "result.json",
+        "status.json",
         "predictions/validation.jsonl",
         *(f"adapter/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")),
         *(f"adapter/{name}" for name in ("lora_cli.json", "README.md")),

@@ -12,6 +12,8 @@ import safetensors.torch
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lora_cli.artifacts.commit import document_sha256
+
 TOKENS = ("<ticker>", "good")
 KEY = "base_model.model.bert.embeddings.word_embeddings.token_adapter.trainable_tokens_delta"
 TEXTS = ["the <ticker> film was good", "a dull film", "<TICKER> <ticker>"]
@@ -134,7 +136,7 @@ def test_another_record_is_refused(run_cli: Any, run: Any, tmp_path: Path) -> No
     path = tmp_path / "adapter" / "lora_cli.json"
     record = json.loads(path.read_text())
     record["config"]["lora"]["trainable_tokens"] = ["<ticker>", "bad"]
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps({**record, "sha256": document_sha256(record)}))
     finished = run_cli("predict", str(tmp_path / "adapter"), "text=x", cwd=cwd)
     assert finished.code == 2
     assert "error[adapter.other-tokens]" in finished.err

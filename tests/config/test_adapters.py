@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from lora_cli.config.adapters import LoraConfig
+from lora_cli.config.commands import VARIANTS
 from lora_cli.config.schema import Key, all_keys
 
 KEYS = all_keys("train")
@@ -59,7 +60,10 @@ def test_conditions_name_settings_and_values_that_exist() -> None:
             for selector, values in key.only.items():
                 assert selector in keys
                 annotation = keys[selector].annotation
+                section, _, field = selector.rpartition(".")
                 options = set(getattr(annotation, "__args__", ()))
-                assert selector == "strategy.name" or set(values) <= options
+                if section in VARIANTS and VARIANTS[section][0] == field:
+                    options = set(VARIANTS[section][1])
+                assert set(values) <= options
                 found += 1
     assert found > 20

@@ -14,7 +14,7 @@ def test_a_sweep_is_listed() -> None:
     assert parse_override("seed=range(0,3)", literal=False, extra=None).values == (0, 1, 2)
     assert parse_override("lora.r=interval(0,1)", literal=False, extra=None).texts == ()
     globbed = parse_override("optimizer=glob(ada*)", literal=False, extra=None)
-    assert globbed.texts == ("optimizer=adafactor", "optimizer=adamw")
+    assert globbed.texts == ("optimizer=adafactor", "optimizer=adamw", "optimizer=adamw_8bit")
 
 
 def test_numbers_of_yaml_are_numbers() -> None:

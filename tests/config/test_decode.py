@@ -31,6 +31,10 @@ def test_defaults_survive_a_round_trip(command: str) -> None:
         ("trainer.eval_steps", "epoch", "epoch"),
         ("trainer.max_grad_norm", None, None),
         ("optimizer.betas", [0.8, 0.9], (0.8, 0.9)),
+        ("tracker", "csv", ("csv",)),
+        ("tracker", ["wandb", "csv"], ("wandb", "csv")),
+        ("trainer.max_time", 3600, 3600.0),
+        ("trainer.max_time", "2h", "2h"),
         ("lora.layers", 3, (3,)),
         ("lora.layers", "8-11", ("8-11",)),
         ("lora.layers", [0, -1, "top-4"], (0, -1, "top-4")),
@@ -92,6 +96,9 @@ def test_values_become_what_they_mean(name: str, value: Any, expected: Any) -> N
         ("lora.rank_pattern", ["query"]),
         ("strategy.name", "lorra"),
         ("adapter_mode", "add"),
+        ("tracker", "tensorbord"),
+        ("tracker", ["csv", 3]),
+        ("trainer.max_time", True),
     ],
 )
 def test_bad_values_are_named(name: str, value: Any) -> None:
@@ -134,6 +141,7 @@ def test_a_mapping_keeps_its_order() -> None:
         ("merge", "weights", "x", "a list of numbers"),
         ("targets", "ranks", [0], "a list of whole numbers of at least 1"),
         ("train", "lora.alpha_pattern", 3, "a mapping from names to numbers above 0"),
+        ("train", "tracker", ["x"], "a list of names out of tensorboard, wandb, mlflow,"),
     ],
 )
 def test_lists_and_mappings_in_words(command: str, name: str, value: Any, words: str) -> None:
@@ -147,9 +155,15 @@ def test_every_problem_is_found() -> None:
 
 
 def test_a_near_name_is_offered() -> None:
-    _, problems = decode(TrainConfig, {"model": {"dtype": "flaot32"}, "trainer": {"epoch": 1}})
+    plain = {
+        "model": {"dtype": "flaot32"},
+        "trainer": {"epoch": 1},
+        "tracker": ["csv", "tensorbord"],
+    }
+    _, problems = decode(TrainConfig, plain)
     assert {problem.fix for problem in problems} == {
         'did you mean "float32"?',
+        'did you mean "tensorboard"?',
         'did you mean "trainer.epochs"?',
     }
 

@@ -32,7 +32,8 @@ def test_the_line_of_the_readme(compose_all: Any) -> None:
 def test_a_variant_starts_from_its_own_defaults(compose_all: Any) -> None:
     (composed,) = compose_all(*NAMED, "optimizer=sgd", "scheduler=polynomial")
     assert set(composed.plain["optimizer"]) == {
-        *("name", "lr", "weight_decay", "momentum", "lora_plus_ratio")
+        *("name", "lr", "weight_decay", "weight_decay_a", "weight_decay_b"),
+        *("momentum", "lora_plus_ratio"),
     }
     assert composed.config.optimizer.lr == 0.1
     assert composed.config.scheduler.power == 2.0

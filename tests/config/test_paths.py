@@ -60,3 +60,10 @@ def test_recorded_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "adapter": str(tmp_path / "runs" / "a"),
         "run": {"dir": "r"},
     }
+
+
+def test_words_are_no_paths_where_they_mean_something(tmp_path: Path) -> None:
+    for word in ("auto", "never"):
+        assert absolute_path("trainer.resume", word, tmp_path) == word
+        assert absolute_path("run.dir", word, tmp_path) == str(tmp_path / word)
+    assert absolute_path("trainer.resume", "runs/a", tmp_path) == str(tmp_path / "runs" / "a")

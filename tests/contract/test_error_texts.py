@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from lora_cli.artifacts.commit import document_sha256
+
 SNAPSHOT = Path(__file__).with_name("error_texts.txt")
 RULER = "=" * 88
 TASK = "train task=text_classification task.data.path=TOY"
@@ -37,6 +39,12 @@ CASES = {
     "targets of rows": "targets model.path=MODEL task.data.path=TOY model.sha256=00",
     "flag of another command": "merge RUN --resume",
     "flags that do not go together": f"{TOY} -m lora.r=4,8 --cfg job",
+    "schedule of a schedule-free optimizer": f"{TOY} optimizer=schedule_free scheduler=cosine",
+    "average of averages": f"{TOY} optimizer=schedule_free trainer.ema_decay=0.99",
+    "recomputing with a prefix": f"{TOY} strategy=prefix trainer.gradient_checkpointing=true",
+    "time limit that is no time": f"{TOY} trainer.max_time=soon",
+    "unknown tracker": f"{TOY} tracker=[csv,tensorbord]",
+    "name for no tracker": f"{TOY} tracking.name=x",
     "negative learning rate": f"{TOY} optimizer.lr=-1",
     "learning rate that is no number": f"{TOY} optimizer.lr=nan",
     "two problems": f"{TOY} lora.r=0 optimizer.lr=-1 seed=x",
@@ -108,6 +116,8 @@ CASES = {
     "merge with a setting of another method": "merge adapters=[RUN,alone] density=0.5 output=new",
     "merge of adapters of another base": "merge adapters=[RUN,alone] base=BASE2 output=new",
     "export to an unknown format": "export RUN format=gguf",
+    "status of nothing": "status",
+    "status of no run": "status runs/none",
     "predict of no run": "predict runs/none",
     "predict of no input": "predict RUN input=none.jsonl",
     "predict of an empty input": "predict RUN input=empty.jsonl",
@@ -161,7 +171,8 @@ def folder(
         shutil.copytree(tiny_run.path / "adapter", folder / name)
     (folder / "damaged" / "lora_cli.json").write_text("{")
     record = folder / "emptied" / "lora_cli.json"
-    record.write_text(json.dumps({**json.loads(record.read_text()), "state": {}}))
+    document = {**json.loads(record.read_text()), "state": {}}
+    record.write_text(json.dumps({**document, "sha256": document_sha256(document)}))
     return folder
 
 

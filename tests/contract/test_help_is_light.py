@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,7 @@ sys.exit(f"imported {sorted(heavy)}" if heavy else code)
         ("train --info defaults", "_base/optimizer/adamw"),
         ("train --hydra-help", "hydra"),
         ("--shell-completion install=bash", "complete -o nospace"),
+        ("status --help", "watch"),
         ("export x --cfg job --package format", "onnx"),
     ],
 )
@@ -40,6 +42,18 @@ def test_showing_does_not_import_torch(line: str, words: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert words.lower() in done.stdout.lower()
+
+
+def test_looking_at_a_run_does_not_import_torch(tiny_run: Any) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "status", str(tiny_run.path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "finished" in done.stdout
 
 
 def test_a_mistake_is_told_without_torch() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_cli.config import adapters, optim, sections, strategies
+from lora_cli.config import adapters, distributed, optim, sections, strategies
 from lora_cli.config import commands as command_configs
 
 PACKAGE = Path(__file__).parents[2] / "lora_cli"
@@ -21,7 +21,7 @@ DECIDES_THE_CLASS = {
 FIELDS = sorted(
     {
         (cls.__name__, field.name)
-        for module in (sections, adapters, strategies, optim, command_configs)
+        for module in (sections, adapters, distributed, strategies, optim, command_configs)
         for cls in vars(module).values()
         if isinstance(cls, type) and dataclasses.is_dataclass(cls)
         for field in dataclasses.fields(cls)

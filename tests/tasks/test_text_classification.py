@@ -193,3 +193,23 @@ def test_model_options_name_the_labels() -> None:
     assert options["id2label"] == {0: "bad", 1: "fine", 2: "good"}
     assert options["label2id"] == {"bad": 0, "fine": 1, "good": 2}
     assert options["num_labels"] == 3
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.9])
+def test_label_smoothing_equals_torch_and_its_formula(tokenizer: Any, smoothing: float) -> None:
+    task = FAMILY.build(TextClassificationConfig(), STATE, tokenizer)
+    rows = [row(number, text="a film", label=label) for number, label in enumerate(LABELS)]
+    batch = task.collate([task.encode(item) for item in rows])
+    torch.manual_seed(0)
+    logits = torch.randn(3, 3)
+    plain = task.forward(lambda **_: SimpleNamespace(logits=logits), batch)
+    batch["label_smoothing"] = smoothing
+    smooth = task.forward(lambda **_: SimpleNamespace(logits=logits), batch)
+    mean = torch.nn.functional.cross_entropy(
+        logits, torch.tensor([0, 1, 2]), label_smoothing=smoothing
+    )
+    assert smooth.loss_sum.item() == pytest.approx(3 * mean.item(), rel=1e-5)
+    spread = -logits.log_softmax(dim=1).mean(dim=1).sum()
+    expected = (1 - smoothing) * plain.loss_sum + smoothing * spread
+    assert smooth.loss_sum.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert smooth.count == plain.count == 3

@@ -19,7 +19,8 @@ from lora_cli.models.sources import resolve_model
 from lora_cli.tasks.contract import Task
 from lora_cli.tasks.table import FAMILIES
 from lora_cli.training.events import Listener
-from lora_cli.training.loop import Plan, Trainer
+from lora_cli.training.loop import Trainer
+from lora_cli.training.plan import Plan
 from lora_cli.training.runtime import Runtime
 
 

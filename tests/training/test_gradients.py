@@ -8,6 +8,7 @@ from lora_cli.errors import RunFailedError
 from lora_cli.training.gradients import (
     add_penalty,
     check_finite,
+    check_weights,
     clip_gradients,
     scale_gradients,
 )
@@ -63,28 +64,40 @@ def test_clipping_equals_torch(limit: float | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss_sum", "norm", "scaled", "what"),
+    ("loss_sum", "norm", "scale", "what"),
     [
-        (math.nan, 1.0, False, "loss"),
-        (math.inf, 1.0, True, "loss"),
-        (1.0, math.inf, False, "gradient"),
-        (1.0, math.nan, False, "gradient"),
-        (1.0, math.inf, True, None),
-        (1.0, 1.0, False, None),
+        (math.nan, 1.0, None, "loss"),
+        (math.inf, 1.0, (2.0, 0), "loss"),
+        (1.0, math.inf, None, "gradient"),
+        (1.0, math.nan, None, "gradient"),
+        (1.0, math.inf, (2.0, 0), None),
+        (1.0, math.nan, (1.0, 0), "gradient"),
+        (1.0, 1.0, (0.5, 0), None),
+        (1.0, 1.0, None, None),
     ],
 )
 def test_only_finite_steps_go_on(
-    loss_sum: float, norm: float, scaled: bool, what: str | None
+    loss_sum: float, norm: float, scale: tuple[float, int] | None, what: str | None
 ) -> None:
     ids = [f"row-{number}" for number in range(12)]
     if what is None:
-        check_finite(loss_sum, norm, step=3, ids=ids, scaled=scaled)
+        check_finite(loss_sum, norm, step=3, ids=ids, loss_scale=scale)
         return
     with pytest.raises(RunFailedError, match=f"The {what} must be finite, but is not at step 3"):
-        check_finite(loss_sum, norm, step=3, ids=ids, scaled=scaled)
+        check_finite(loss_sum, norm, step=3, ids=ids, loss_scale=scale)
 
 
 def test_the_rows_of_a_bad_step_are_named() -> None:
     with pytest.raises(RunFailedError) as caught:
-        check_finite(math.nan, 1.0, step=1, ids=list(range(12)), scaled=False)
+        check_finite(math.nan, 1.0, step=1, ids=list(range(12)))
     assert caught.value.problems[0].where == "rows with id 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_named(value: float) -> None:
+    tensors = {"a": torch.ones(2), "b/step": torch.tensor(3), "c": torch.ones(2, dtype=torch.uint8)}
+    check_weights(tensors, step=4)
+    bad = {"d": torch.tensor([1.0, value]), "e": torch.tensor(value)}
+    with pytest.raises(RunFailedError, match="not after step 4") as caught:
+        check_weights({**tensors, **bad}, step=4)
+    assert caught.value.problems[0].where == "d and 1 more"

@@ -1,17 +1,30 @@
 import copy
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
 
-from lora_cli.config.optim import AdafactorConfig, AdamWConfig, OptimizerConfig, SgdConfig
+from lora_cli.config.optim import (
+    AdafactorConfig,
+    AdamW8BitConfig,
+    AdamWConfig,
+    LionConfig,
+    OptimizerConfig,
+    ScheduleFreeConfig,
+    SgdConfig,
+)
 from lora_cli.errors import UserError
+from lora_cli.training.averages import build_averages
 from lora_cli.training.optim import (
     build_optimizer,
+    check_optimizer,
     load_optimizer_state,
     optimizer_state,
     set_lr,
@@ -21,6 +34,12 @@ CONFIGS = [
     AdamWConfig(lr=0.02, weight_decay=0.1, betas=(0.8, 0.95), eps=1e-6),
     SgdConfig(lr=0.02, weight_decay=0.1, momentum=0.7),
     AdafactorConfig(lr=0.02, weight_decay=0.1),
+]
+
+LATER = [
+    LionConfig(lr=0.01, weight_decay=0.1, betas=(0.8, 0.95)),
+    ScheduleFreeConfig(lr=0.02, weight_decay=0.1, betas=(0.8, 0.95), eps=1e-6),
+    AdamW8BitConfig(lr=0.02, weight_decay=0.1, betas=(0.8, 0.95), eps=1e-6, min_size=1),
 ]
 
 
@@ -62,7 +81,7 @@ def test_ten_steps_equal_torch(config: OptimizerConfig) -> None:
         assert torch.equal(ours[name], reference[name])
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [*CONFIGS, *LATER], ids=lambda config: config.name)
 def test_state_by_name_continues_bit_equal_whatever_the_order(config: OptimizerConfig) -> None:
     whole = parameters()
     train(build_optimizer(config, whole), whole, first=0, last=8)
@@ -100,7 +119,7 @@ def test_a_moment_of_no_parameter_is_refused() -> None:
 
 
 def test_learning_rate_reaches_every_group() -> None:
-    optimizer = build_optimizer(AdamWConfig(), parameters())
+    optimizer = build_optimizer(AdamWConfig(weight_decay=0.1), parameters())
     set_lr(optimizer, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
 
@@ -154,7 +173,7 @@ def test_lora_plus_is_for_every_b_and_for_nothing_else(config: OptimizerConfig) 
 
 
 def test_a_ratio_of_one_changes_nothing() -> None:
-    plain = build_optimizer(AdamWConfig(), parameters())
+    plain = build_optimizer(AdamWConfig(weight_decay=0.1), parameters())
     assert [group["lr"] for group in plain.param_groups] == [2e-3, 2e-3]
     assert [len(group["params"]) for group in plain.param_groups] == [1, 1]
 
@@ -210,3 +229,110 @@ def test_a_state_of_lora_plus_continues_bit_equal() -> None:
     load_optimizer_state(resumed, values, state)
     run(resumed, values, 5, 8)
     assert all(torch.equal(values[name], whole[name]) for name in whole)
+
+
+def gradients() -> list[np.ndarray[Any, Any]]:
+    return [np.sin(np.arange(12.0).reshape(3, 4) * (step + 1)) for step in range(3)]
+
+
+def three_steps(config: OptimizerConfig, lrs: list[float]) -> tuple[Any, Any, torch.nn.Parameter]:
+    """Return the weights before and after three steps, and the parameter of `optimizer`."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(3, 4))
+    before = weight.detach().numpy().astype(np.float64)
+    optimizer = build_optimizer(config, {"lora_A.weight": weight})
+    for lr, gradient in zip(lrs, gradients(), strict=True):
+        set_lr(optimizer, lr)
+        weight.grad = torch.from_numpy(gradient).float()
+        optimizer.step()
+    return before, optimizer, weight
+
+
+def test_lion_equals_the_algebra_of_the_paper() -> None:
+    lrs = [0.01, 0.02, 0.005]
+    x, _, weight = three_steps(LATER[0], lrs)
+    m = np.zeros_like(x)
+    for lr, g in zip(lrs, gradients(), strict=True):
+        c = 0.8 * m + 0.2 * g
+        x = x - lr * (np.sign(c) + 0.1 * x)
+        m = 0.95 * m + 0.05 * g
+    np.testing.assert_allclose(weight.detach().numpy(), x, rtol=1e-5)
+
+
+def test_schedule_free_equals_the_algebra_of_the_paper() -> None:
+    """Algorithm 1 of arXiv:2405.15682: z moves, x is its average, gradients are taken at y."""
+    lrs = [0.01, 0.02, 0.02]
+    y, optimizer, weight = three_steps(LATER[1], lrs)
+    z = x = y
+    v, total = np.zeros_like(y), 0.0
+    for t, (lr, g) in enumerate(zip(lrs, gradients(), strict=True), start=1):
+        v = 0.95 * v + 0.05 * g**2
+        step = g / (np.sqrt(v / (1 - 0.95**t)) + 1e-6) + 0.1 * y
+        z = z - lr * step
+        total += max(lrs[:t]) ** 2
+        c = max(lrs[:t]) ** 2 / total
+        x = (1 - c) * x + c * z
+        y = 0.2 * z + 0.8 * x
+    np.testing.assert_allclose(weight.detach().numpy(), y, rtol=1e-5)
+    with build_averages(None, optimizer=optimizer, parameters={"w": weight}).applied():
+        np.testing.assert_allclose(weight.detach().numpy(), x, rtol=1e-5)
+    np.testing.assert_allclose(weight.detach().numpy(), y, rtol=1e-5)
+
+
+def test_8_bit_adamw_stays_close_to_adamw_with_a_quarter_of_the_moments() -> None:
+    torch.manual_seed(0)
+    start = torch.randn(64, 64)
+    found = {}
+    for config in (AdamW8BitConfig(lr=1e-2, min_size=4096), AdamWConfig(lr=1e-2)):
+        weight = nn.Parameter(start.clone())
+        optimizer = build_optimizer(config, {"lora_A.weight": weight})
+        for step in range(20):
+            weight.grad = torch.sin(start * (step + 1))
+            optimizer.step()
+        moments = optimizer_state(optimizer, {"w": weight})
+        size = sum(x.nbytes for name, x in moments.items() if x.shape == start.shape)
+        found[config.name] = (weight.detach(), size)
+    (ours, small), (theirs, large) = found["adamw_8bit"], found["adamw"]
+    assert 4 * small == large == 2 * 4 * 64 * 64
+    moved = (theirs - start).abs().mean()
+    assert (ours - theirs).abs().mean() < 0.1 * moved
+
+
+@pytest.mark.parametrize("name", ["lion", "schedule_free", "adamw_8bit"])
+def test_a_missing_package_names_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_optimizer(name)
+    monkeypatch.setattr("lora_cli.training.optim.find_spec", lambda _: None)
+    check_optimizer("adamw")
+    with pytest.raises(UserError, match=f"{name} needs") as caught:
+        check_optimizer(name)
+    extra = "quantization" if name == "adamw_8bit" else "optimizers"
+    assert caught.value.problems[0].fix == f'pip install "lora-cli[{extra}]"'
+    pyproject = Path(__file__).parents[2] / "pyproject.toml"
+    extras = tomllib.loads(pyproject.read_text())["project"]["optional-dependencies"]
+    package = {"lion": "lion-pytorch", "schedule_free": "schedulefree"}.get(name, "bitsandbytes")
+    assert any(entry.startswith(package) for entry in extras[extra])
+
+
+def test_a_and_b_may_have_a_weight_decay_of_their_own() -> None:
+    """With a gradient of zero, plain descent multiplies weights by 1 - lr * decay."""
+    named = {
+        f"x.{name}": nn.Parameter(torch.ones(2, 2))
+        for name in ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B", "w")
+    } | {"x.bias": nn.Parameter(torch.ones(2))}
+    config = SgdConfig(weight_decay=0.1, weight_decay_a=0.2, weight_decay_b=0.0, momentum=0.0)
+    optimizer = build_optimizer(config, named)
+    set_lr(optimizer, 0.5)
+    for parameter in named.values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    left = {name: parameter.detach().unique().item() for name, parameter in named.items()}
+    assert left == pytest.approx(
+        {
+            "x.lora_A.weight": 0.9,
+            "x.lora_B.weight": 1.0,
+            "x.lora_embedding_A": 0.9,
+            "x.lora_embedding_B": 1.0,
+            "x.w": 0.95,
+            "x.bias": 1.0,
+        }
+    )

@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 from lora_cli.errors import UserError
-from lora_cli.training.runtime import Runtime, default_device, device_of, move_to, seed_step
+from lora_cli.training.runtime import (
+    Runtime,
+    default_device,
+    device_of,
+    move_to,
+    seed_step,
+    use_tf32,
+)
 
 
 def draw(seed: int, step: int, rank: int) -> list[float]:
@@ -37,10 +44,9 @@ def test_one_process_leaves_the_model_alone() -> None:
     runtime = Runtime(precision="float32")
     model = nn.Linear(2, 2)
     prepared = runtime.prepare(model)
-    assert (runtime.rank, runtime.world_size) == (0, 1)
+    assert (runtime.group.rank, runtime.group.size) == (0, 1)
     assert prepared is model
     assert runtime.device == default_device()
-    assert runtime.total(torch.tensor([2.0, 3.0])).tolist() == [2.0, 3.0]
 
 
 def test_jobs_of_a_sweep_may_differ_in_precision() -> None:
@@ -83,3 +89,51 @@ def test_a_step_that_the_loss_scaler_left_out() -> None:
     # As Accelerate marks an overflow, which needs a GPU to happen.
     optimizer._is_overflow = True
     assert runtime.was_skipped(optimizer)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may have TF32")
+def test_tf32_on_the_cpu_is_refused() -> None:
+    use_tf32(False)
+    with pytest.raises(UserError, match="where there is no GPU"):
+        use_tf32(True)
+
+
+def test_tf32_is_switched_on_and_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_cli.training.runtime.default_device", lambda: torch.device("cuda"))
+    before = torch.get_float32_matmul_precision()
+    try:
+        use_tf32(True)
+        assert torch.get_float32_matmul_precision() == "high"
+        use_tf32(False)
+        assert torch.get_float32_matmul_precision() == "highest" == before
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_loss_scale_of_a_scaler_continues() -> None:
+    runtime = Runtime(precision="float32")
+    assert runtime.loss_scale() is None
+    runtime.set_loss_scale(8.0, 3)
+    runtime._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    assert runtime.loss_scale() == (64.0, 0)
+    runtime.set_loss_scale(8.0, 3)
+    assert runtime.loss_scale() == (8.0, 3)
+    # It is what the next loss is multiplied by.
+    assert runtime._accelerator.scaler.scale(torch.tensor(2.0)).item() == 16.0
+    assert runtime.loss_scale() == (8.0, 3)
+    runtime.set_loss_scale(None, 0)
+    assert runtime.loss_scale() == (8.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")]
+)
+def test_what_accelerate_was_asked_for_is_not_ignored(
+    monkeypatch: pytest.MonkeyPatch, name: str, what: str
+) -> None:
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(UserError, match=f"asks for {what}") as caught:
+        Runtime(precision="float32")
+    assert caught.value.problems[0].id == "distributed.unsupported"
+    monkeypatch.setenv(name, "false")
+    assert Runtime(precision="float32").group.size == 1

@@ -1,0 +1,30 @@
+"""Rules on optimizers and the way of training that concern several settings at once."""
+
+from collections.abc import Collection, Iterator
+
+from lora_cli.config.commands import TrainConfig
+from lora_cli.errors import Problem
+
+
+def check_schedule_free(config: TrainConfig, _: Collection[str]) -> Iterator[Problem]:
+    """Refuse what would work against the averages of a schedule-free optimizer."""
+    if config.optimizer.name != "schedule_free":
+        return
+    if config.scheduler.name != "constant":
+        yield Problem(
+            id="config.schedule-free",
+            message="`scheduler` must be constant with optimizer=schedule_free, whose averages"
+            f" take the place of a schedule, but is {config.scheduler.name}.",
+            key="scheduler",
+            allowed="constant, with a warm-up or without",
+            fix="leave it out, or choose scheduler=constant",
+        )
+    if config.lora.variant == "adalora":
+        yield Problem(
+            id="config.schedule-free",
+            message="`lora.variant` must have ranks that stay as they are with"
+            " optimizer=schedule_free, in whose averages those that were taken away live on, but"
+            " is adalora.",
+            key="lora.variant",
+            fix="optimizer=adamw, or another variant",
+        )

@@ -1,0 +1,28 @@
+import pytest
+
+from lora_cli.training.events import Progress
+from lora_cli.training.selection import judge
+
+
+@pytest.mark.parametrize("greater", [True, False])
+def test_best_and_patience_over_a_run(greater: bool) -> None:
+    sign = 1 if greater else -1
+    progress, seen = Progress(), []
+    for step, value in enumerate([0.9, 0.5, 0.4, 0.55, 0.75, 0.75]):
+        moved = Progress(
+            step=step,
+            best_metric=progress.best_metric,
+            best_step=progress.best_step,
+            evaluations_without_improvement=progress.evaluations_without_improvement,
+        )
+        progress, is_best = judge(moved, sign * value, greater_is_better=greater, threshold=0.1)
+        seen.append((is_best, progress.best_step, progress.evaluations_without_improvement))
+    # Step 0 never counts; 0.55 is the best, though too little better than 0.5 for patience.
+    assert seen == [
+        (False, None, 0),
+        (True, 1, 0),
+        (False, 1, 1),
+        (True, 3, 2),
+        (True, 4, 0),
+        (False, 4, 1),
+    ]
