@@ -38,15 +38,15 @@ METHODS: dict[str, tuple[Sequence[str], Sequence[float]]] = {
     "EVA": (("lora=eva",), LORA_LRS),
     "DoRA": (("lora=dora",), LORA_LRS),
     "LoRA-FA": (("lora=lora_fa",), (4e-3, 8e-3, 1.6e-2)),
-    "LoRA+": (("optimizer=lora_plus",), (1e-3, 2e-3)),
-    "AdaLoRA": (("lora=adalora",), (4e-3, 8e-3)),
+    "LoRA+": (("optimizer=lora_plus",), (2e-3, 4e-3)),
+    "AdaLoRA": (("lora=adalora",), (8e-3, 1.6e-2, 3.2e-2)),
     "VeRA, r 64": (("lora=vera", "lora.r=64"), (1e-2, 3e-2)),
     "biases too": (("lora.bias=all",), LORA_LRS),
-    "strategy=head": (("strategy=head",), (5e-3, 2e-2)),
-    "strategy=bitfit": (("strategy=bitfit",), (2e-3, 4e-3)),
+    "strategy=head": (("strategy=head",), (2e-2, 8e-2)),
+    "strategy=bitfit": (("strategy=bitfit",), (4e-3, 8e-3)),
     "strategy=top": (("strategy=top",), (3e-4, 1e-3)),
     "strategy=adapter": (("strategy=adapter",), (2e-3, 4e-3)),
-    "strategy=prefix": (("strategy=prefix",), (1e-2, 2e-2)),
+    "strategy=prefix": (("strategy=prefix",), (2e-2, 5e-2)),
     "strategy=full": (("strategy=full",), (1e-4, 3e-4)),
     "strategy=lora_then_full": (("strategy=lora_then_full",), LORA_LRS),
 }
@@ -148,7 +148,8 @@ def table(bench: Bench, args: argparse.Namespace) -> Iterator[list[str]]:
     for method, lr in chosen.items():
         runs = [bench.run(method, lr, seed) for seed in range(1, args.seeds + 1)]
         values = [100 * run["test"] for run in runs]
-        cells = [method, f"{lr:g}", f"{mean(values):.1f} ({min(values):.1f}-{max(values):.1f})"]
+        spread = f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else ""
+        cells = [method, f"{lr:g}", f"{mean(values):.1f}{spread}"]
         cells.append(f"{runs[0]['trainable_parameters']:,}")
         cells.append(f"{runs[0]['adapter_bytes'] / 1e6:.2f} MB")
         timed = ["", ""] if args.untimed else [f"{x:.2f}" for x in bench.timed(method, lr)]

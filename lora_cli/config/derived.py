@@ -73,4 +73,4 @@ def describe_factors(key: Key) -> str:
     ordered = [factor for factor in sorted(by_factor, reverse=True) if factor != 1]
     texts = [f"{'|'.join(by_factor[factor])} {factor:g}" for factor in ordered]
     group = selector.partition(".")[0]
-    return f"Unless set, times a factor of the {group}: {', '.join(texts)}."
+    return f"Unless set, times a factor by {group}: {', '.join(texts)}."

@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 # What a learning rate that the user leaves to us is multiplied by: the defaults of the optimizers
-# suit low-rank updates. Usual values, not tuned: benchmarks/variants.py tries several of each.
+# suit low-rank updates. Ratios of the best of the rates that benchmarks/variants.py tries of each to
+# the best of LoRA, rounded (docs/lora.md); one small encoder and one task.
 LR_FACTOR: dict[str, float] = {
     "lora": 1,
     "full": 0.025,
-    "head": 1,
+    "head": 10,
     "top": 0.1,
     "bitfit": 1,
     "lora_then_full": 1,
