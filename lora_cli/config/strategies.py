@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 # What a learning rate that the user leaves to us is multiplied by: the defaults of the optimizers
-# suit low-rank updates. Ratios of the best rate that benchmarks/variants.py finds for each to that of
-# LoRA, rounded (docs/lora.md): one small encoder and one task.
+# suit low-rank updates. Ratios, rounded, of the best rate that benchmarks/variants.py finds for a
+# strategy to that of LoRA (docs/lora.md): one small encoder and one task.
 LR_FACTOR: dict[str, float] = {
     "lora": 1,
     "full": 0.025,
