@@ -11,10 +11,10 @@ DEMO := runs/demo
 export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types imports test test-all gpu faults check demo bench variants wheel clean
+.PHONY: help setup fmt lint types imports test test-all gpu faults faults-peers check demo bench variants wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +56,9 @@ gpu: setup ## run the tests that need one GPU or two, and are skipped without
 
 faults: setup ## kill, cut off, fill up and damage runs, and print what came of it (at most 15 minutes)
 	$(BIN)/python tests/faults/table.py
+
+faults-peers: setup ## the same kills and damage for lora-cli, the HF Trainer and accelerate (at most 10 minutes)
+	$(BIN)/python benchmarks/faults.py
 
 check: lint types imports test ## everything that CI checks, in this order
 

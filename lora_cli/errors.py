@@ -88,6 +88,8 @@ _STORAGE_ERRORS = {
     errno.EIO,
     errno.EACCES,
     errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
     errno.ESTALE,
     errno.ENXIO,
     errno.ENODEV,

@@ -53,6 +53,13 @@ _SAME = (
         "put the earlier weights back, or start anew in another run.dir",
     ),
     (
+        "base_settings",
+        "resume.other-base",
+        "A run must be resumed with the config.json and the tokenizer of the base that it was "
+        "started with, but these differ.",
+        "put the earlier files back, or start anew in another run.dir",
+    ),
+    (
         "rows_sha256",
         "resume.other-rows",
         "A run must be resumed on the rows that it was started on, but these differ.",
@@ -220,10 +227,7 @@ def load_checkpoint(path: Path, *, facts: Mapping[str, Any]) -> TrainState:
         UserError: If it is damaged, of another run, or for another configuration, base or rows.
     """
     try:
-        manifest = verify_folder(path)
-        if manifest.get("run_id") != facts.get("run_id"):
-            raise DamagedFolderError("it is of another run than the folder that it is in")
-        state = _read_state(path, manifest)
+        state, manifest = read_checkpoint(path, facts=facts)
     except DamagedFolderError as error:
         raise UserError(
             Problem(
@@ -239,6 +243,18 @@ def load_checkpoint(path: Path, *, facts: Mapping[str, Any]) -> TrainState:
         if step > state.progress.step and is_of_run(later, facts):
             _set_aside(later, ".later-")
     return state
+
+
+def read_checkpoint(path: Path, *, facts: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
+    """Return one checkpoint of the run and its manifest, and change nothing.
+
+    Raises:
+        DamagedFolderError: If it is missing, damaged or of another run.
+    """
+    manifest = verify_folder(path)
+    if manifest.get("run_id") != facts.get("run_id"):
+        raise DamagedFolderError("it is of another run than the folder that it is in")
+    return _read_state(path, manifest), manifest
 
 
 def _check_same(path: Path, manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> None:

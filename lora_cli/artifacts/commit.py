@@ -179,12 +179,17 @@ def remove_folder(path: Path) -> None:
     """Delete a folder; a crash meanwhile leaves none of its name.
 
     Raises:
-        OSError: If it cannot be renamed.
+        OSError: If renaming it failed, or the sync to disk after that; it is then as it was.
     """
     doomed = _beside(path, TRASH)
     path.rename(doomed)
-    # Otherwise a power cut may undo the renaming, and not what was deleted.
-    sync_path(path.parent)
+    try:
+        # Otherwise a power cut may undo the renaming, and not what was deleted.
+        sync_path(path.parent)
+    except OSError:
+        with suppress(OSError):
+            doomed.rename(path)
+        raise
     _delete(doomed)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from lora_cli.artifacts.merged import write_merged
+from lora_cli.artifacts.seal import find_damage, seal
 from lora_cli.errors import Problem, UserError, nearest_name
 from lora_cli.models.base import load_base
 from lora_cli.models.sources import resolve_model
@@ -109,6 +110,7 @@ def export_onnx(inputs: ExportInputs) -> None:
     weight_bytes = sum(p.numel() * p.element_size() for p in model.state_dict().values())
     with _quiet():
         program.save(inputs.output, external_data=weight_bytes > _SINGLE_FILE_BYTES)
+    seal(inputs.output)
 
 
 def _read_hf(path: Path, auto_class: str) -> Any:
@@ -181,7 +183,7 @@ class OnnxModel:
         max_length: Tokens that the adapter was trained to read.
 
     Raises:
-        UserError: If the extra is not installed, or the file is not such a model.
+        UserError: If the extra is not installed, or the file is not such a model, or no longer.
     """
 
     def __init__(self, path: Path) -> None:
@@ -192,6 +194,8 @@ class OnnxModel:
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         try:
+            if damage := find_damage(path):
+                raise ValueError(damage)
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )

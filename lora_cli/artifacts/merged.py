@@ -14,6 +14,7 @@ from lora_cli.artifacts.room import find_obstacle
 from lora_cli.artifacts.tuned import TUNED_FILE
 from lora_cli.errors import Problem, UserError
 from lora_cli.models.base import silence
+from lora_cli.models.integrity import write_manifest
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
@@ -37,7 +38,7 @@ def save_merged(
 
 
 def write_merged(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write model and tokenizer into a folder with `save_pretrained`, file by file.
+    """Write model and tokenizer into a folder with `save_pretrained`, and a list of the files last.
 
     Raises:
         OSError: If writing failed.
@@ -50,6 +51,7 @@ def write_merged(model: Any, tokenizer: Any, folder: Path) -> None:
     with silence(), _os_errors(folder):
         model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
+    write_manifest(folder)
     _follow_umask(folder)
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lora_cli.commands.continuing import merged_record
+from lora_cli.commands.merged_base import merged_record
 from lora_cli.commands.preparing import Prepared
 from lora_cli.commands.saving import unnamed
 from lora_cli.config.commands import TrainConfig
@@ -34,4 +34,4 @@ def base_record(prepared: Prepared, path: Path) -> dict[str, Any]:
     source, start = prepared.source, prepared.start
     if start is not None and start.is_merged:
         return merged_record(start, source, path)
-    return {"name": source.name, "revision": source.revision, "sha256": source.sha256}
+    return {"name": source.name, "revision": source.revision, **source.hashes}

@@ -1,33 +1,26 @@
 """Training that starts from an earlier adapter: it is trained on, or merged and built upon.
 
-A merged one becomes a base model of its own, in ``base/`` of the run: the new adapter belongs to
-that and not to the model that the first one was trained on, and its record says so.
+A merged one becomes a base model of its own: see `lora_cli.commands.merged_base`.
 """
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from lora_cli.artifacts.adapter import (
-    MERGED_BASE,
     Adapter,
     AdapterRecord,
     Subject,
     find_subject,
     load_adapter,
 )
-from lora_cli.artifacts.commit import put_in_place, staged_beside
-from lora_cli.artifacts.merged import write_merged
 from lora_cli.artifacts.peft_format import PeftAdapter
 from lora_cli.commands.display import Display
-from lora_cli.commands.merging import Probe, take_probe
-from lora_cli.commands.opening import base_path, open_adapter, training_config
+from lora_cli.commands.opening import base_path
+from lora_cli.commands.recorded import training_config
 from lora_cli.config.adapters import LoraConfig
 from lora_cli.config.commands import TrainConfig
 from lora_cli.config.composed import Composed
@@ -40,14 +33,11 @@ from lora_cli.lora.patterns import is_inside
 from lora_cli.lora.state import adapter_state, load_adapter_state
 from lora_cli.lora.strategies import check_mergeable, head_modules
 from lora_cli.models.heads import head_names
-from lora_cli.models.sources import ModelSource, check_sha256, resolve_model
 from lora_cli.tasks.table import FAMILIES
 
 # Settings of training alone, which may differ in the next round.
 _FREE = ("lora.dropout",)
 _SHOWN = ("lora.r", "lora.alpha", "lora.targets")
-# Rows on which a merged base is compared with the adapter that it came from.
-_PROBE_ROWS = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -272,52 +262,6 @@ def load_start(start: Start, model: nn.Module, saved: tuple[str, ...], *, same_h
     load_adapter_state(model, state, saved, where=str(start.subject.adapter))
 
 
-@contextmanager
-def base_staged(path: Path, start: Start | None, *, resume: bool) -> Iterator[Path | None]:
-    """Give a folder for a merged base until the run directory is ready to take it.
-
-    Args:
-        path: The run directory.
-        start: What the run starts from.
-        resume: Whether the run has its base already; that folder is given then.
-    """
-    if start is None or not start.is_merged:
-        yield None
-    elif resume and (path / MERGED_BASE).is_dir():
-        yield path / MERGED_BASE
-    else:
-        with staged_beside(path) as staged:
-            yield staged / MERGED_BASE
-
-
-def merge_base(
-    start: Start, source: ModelSource, folder: Path, config: TrainConfig, splits: Splits
-) -> tuple[ModelSource, Probe | None]:
-    """Write adapter and base as one model, unless it is there, and return it.
-
-    Without the head where that starts anew. Where it does not, what the adapter says about some
-    rows comes with it, for `check_same` with the model as it is read back.
-    """
-    if not folder.is_dir():
-        opened = open_adapter(start.name, base=str(source.place))
-        model, probe = opened.attach(), None
-        same_head = start.same_head(splits)
-        # Quantizing makes it another model.
-        if same_head and config.model.quantization == "none":
-            task = opened.family.build(config.task, splits.state, opened.tokenizer)
-            features = [task.encode(row) for row in splits.rows["train"][:_PROBE_ROWS]]
-            probe = take_probe(task, model, features, split="train")
-        opened.merge()
-        body: Any = model.cpu() if same_head else model.cpu().base_model
-        folder.mkdir()
-        write_merged(body, opened.tokenizer, folder)
-        return replace(resolve_model(str(folder)), name=f"{start.name}, merged"), probe
-    written = json.loads((folder.parent / "environment.json").read_bytes())
-    merged = resolve_model(str(folder))
-    check_sha256(merged, written["base"]["sha256"])
-    return replace(merged, name=f"{start.name}, merged"), None
-
-
 def trained_again(start: Start | None, model: nn.Module) -> tuple[str, ...]:
     """Return the modules that the adapter had whole: they are trained on, new or not."""
     if start is None:
@@ -326,23 +270,3 @@ def trained_again(start: Start | None, model: nn.Module) -> tuple[str, ...]:
         paths = dict(model.named_modules())
         return tuple(name for name in start.adapter.saved_modules if name in paths)
     return head_modules(model, ())
-
-
-def install_base(source: ModelSource, path: Path) -> ModelSource:
-    """Move a merged base from where it was staged into the run directory; return its new place."""
-    place = path / MERGED_BASE
-    if source.folder == place:
-        return source
-    put_in_place(source.folder, place)
-    return replace(source, folder=place)
-
-
-def merged_record(start: Start, source: ModelSource, path: Path) -> dict[str, Any]:
-    """Return what the record of the new adapter says of its base."""
-    return {
-        "name": str((path / MERGED_BASE).absolute()),
-        "revision": None,
-        "sha256": source.sha256,
-        "folder": MERGED_BASE,
-        "merged": {"adapter": Path(start.name).resolve().name, "base": dict(start.record.base)},
-    }

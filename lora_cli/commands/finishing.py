@@ -10,10 +10,12 @@ from lora_cli.commands.phases import FirstPhase, give_back_weights
 from lora_cli.commands.preparing import Prepared
 from lora_cli.commands.reporting import ORDER, show_comparison
 from lora_cli.commands.saving import merge_trained
+from lora_cli.commands.sharing import merge_shares
 from lora_cli.config.commands import TrainConfig
 from lora_cli.lora.strategies import why_unmergeable
 from lora_cli.training.events import RunEnded
 from lora_cli.training.loop import Trainer
+from lora_cli.training.sharding import is_sharded
 
 
 def evaluate_merged(
@@ -24,7 +26,10 @@ def evaluate_merged(
         display.note(f"not merged: {why}")
         return None
     give_back_weights(prepared, config, display)
-    merge_trained(prepared)
+    if is_sharded(prepared.model):
+        merge_shares(prepared)
+    else:
+        merge_trained(prepared)
     return trainer.evaluate().metrics(prepared.task)
 
 

@@ -19,11 +19,10 @@ from lora_cli.artifacts.adapter import (
     load_adapter,
 )
 from lora_cli.artifacts.peft_format import PeftAdapter
-from lora_cli.artifacts.run_dir import read_config
 from lora_cli.commands.attaching import attach_adapter, make_ready
 from lora_cli.commands.display import Display
+from lora_cli.commands.recorded import training_config
 from lora_cli.config.commands import TrainConfig
-from lora_cli.config.decode import decode
 from lora_cli.config.sections import DataConfig
 from lora_cli.data.types import Splits
 from lora_cli.errors import Problem, UserError
@@ -36,6 +35,7 @@ from lora_cli.models.base import (
     load_base,
     load_tokenizer,
 )
+from lora_cli.models.integrity import changed_settings
 from lora_cli.models.sources import KEY as MODEL_KEY
 from lora_cli.models.sources import ModelSource, resolve_model
 from lora_cli.tasks.contract import Family, Task
@@ -292,31 +292,23 @@ def base_path(config: TrainConfig, record: AdapterRecord, subject: Subject) -> s
 
 
 def check_base(source: ModelSource, record: AdapterRecord, subject: Subject) -> None:
-    """Refuse a base whose weights are not those that the adapter was trained on."""
+    """Refuse a base whose weights, settings or tokenizer are not those of the training."""
     if source.sha256 != record.base.get("sha256"):
-        raise UserError(
-            Problem(
-                id="adapter.other-base",
-                message=f"The base model must have the weights that the adapter was trained on, "
-                f"but {source.name} has others.",
-                where=str(subject.adapter),
-                allowed=f"{record.base.get('name')} with sha256 {record.base.get('sha256')}",
-                fix="base=DIR with the folder or hub id of that model",
-            )
+        rule, finding = "weights that the adapter was trained on", "others"
+    elif changed := changed_settings(source.settings, record.base.get("settings")):
+        rule = "settings and the tokenizer that the adapter was trained with"
+        finding = f"another {', '.join(changed)}"
+    else:
+        return
+    raise UserError(
+        Problem(
+            id="adapter.other-base",
+            message=f"The base model must have the {rule}, but {source.name} has {finding}.",
+            where=str(subject.adapter),
+            allowed=f"{record.base.get('name')} with sha256 {record.base.get('sha256')}",
+            fix="base=DIR with the folder or hub id of that model",
         )
-
-
-def training_config(record: AdapterRecord, subject: Subject) -> TrainConfig:
-    """Return the configuration of the adapter; a run's own copy knows where its data is."""
-    where, plain = subject.adapter / RECORD, dict(record.config)
-    if subject.run is not None:
-        where = subject.run / "config.yaml"
-        plain = read_config(where)
-    config, problems = decode(TrainConfig, plain)
-    if config is None:
-        raise UserError([replace(problem, where=str(where)) for problem in problems])
-    trained: TrainConfig = config
-    return trained
+    )
 
 
 def default_output(subject: Subject, output: str | None, name: str) -> Path:

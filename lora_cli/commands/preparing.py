@@ -10,12 +10,12 @@ from torch import nn
 
 from lora_cli.commands.continuing import (
     Start,
-    merge_base,
     show_start,
     suit_labels,
     trained_again,
 )
 from lora_cli.commands.display import Display
+from lora_cli.commands.merged_base import merge_base
 from lora_cli.commands.merging import Probe, show_same
 from lora_cli.commands.opening import check_base
 from lora_cli.commands.starting import put_in_adapters

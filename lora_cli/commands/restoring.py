@@ -147,6 +147,7 @@ def run_facts(
         "run_id": _run_id(path, resume=resume),
         "config_sha256": config_sha256(composed.plain),
         "base_sha256": prepared.source.sha256,
+        "base_settings": dict(prepared.source.settings),
         "rows_sha256": rows_sha256(prepared.splits.rows),
         "world_size": world_size,
         "versions": {"python": platform.python_version(), **{n: version(n) for n in _PACKAGES}},

@@ -13,6 +13,7 @@ from lora_cli.artifacts.run_dir import read_config
 from lora_cli.artifacts.run_state import resume_command
 from lora_cli.commands.display import Display
 from lora_cli.commands.reporting import ORDER, show_comparison
+from lora_cli.commands.stopping import StopRequest
 from lora_cli.config.schema import flatten
 from lora_cli.config.sections import RunConfig
 from lora_cli.errors import Problem, StoppedError, UserError
@@ -96,7 +97,9 @@ def finished_result(path: Path, sha256: str) -> dict[str, Any] | None:
         return None
     try:
         manifest = verify_folder(steps[max(steps)])
-    except DamagedFolderError:
+        load_adapter(path / "adapter")
+    except (DamagedFolderError, UserError):
+        # Resuming it makes up for what is lost.
         return None
     return result if manifest.get("config_sha256") == sha256 else None
 
@@ -121,3 +124,31 @@ def stopped_error(path: Path, step: int, *, cause: str = "on request") -> Stoppe
             fix=resume_command(path),
         )
     )
+
+
+def how_stopped(
+    stop: StopRequest,
+    path: Path,
+    *,
+    since: tuple[int, bool],
+    at: tuple[int, bool] | None = None,
+) -> BaseException:
+    """Return what ends a stopped session: nothing saved, nothing new, or how to go on.
+
+    A scheduler that starts the run again for as long as it can be resumed would do so for ever
+    where the time is too short to get anywhere.
+
+    Args:
+        stop: What stopped it.
+        path: The run directory.
+        since: Step that the session began from, and whether the evaluation there was done or not
+            due.
+        at: The same of what is saved now; None where no evaluation is due.
+    """
+    if at is None:
+        at = (max(list_checkpoints(path / "checkpoints"), default=0), True)
+    if at[0] == 0:
+        return stop.nothing_saved()
+    if stop.timed_out and at <= since:
+        return stop.nothing_new(at[0])
+    return stopped_error(path, at[0], cause=stop.cause)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lora_cli.commands.preparing import Prepared
 from lora_cli.commands.reporting import card_data, report_data
 from lora_cli.config.commands import TrainConfig
 from lora_cli.config.composed import Composed, recipe_text
+from lora_cli.config.redaction import HIDDEN, redact, redact_idle
 from lora_cli.lora.merge import merge_lora
 from lora_cli.lora.patterns import matches
 from lora_cli.lora.portable import from_portable, to_portable
@@ -121,7 +123,7 @@ def merge_trained(prepared: Prepared) -> None:
 def save_description(
     path: Path, composed: Composed, *, device: str, base: Mapping[str, Any], run: str
 ) -> None:
-    """Write recipe, configuration and environment into a run directory.
+    """Write recipe, configuration and environment into a run directory, without secrets.
 
     Args:
         path: The run directory.
@@ -131,10 +133,13 @@ def save_description(
         run: Id of the run.
     """
     environment = describe_environment(seed=composed.config.seed, device=device, base=base)
+    environment["arguments"] = redact(environment["arguments"])
+    plain, user = redact_idle(composed.plain), redact_idle(composed.user)
+    hidden = "" if user == composed.user else f"# {HIDDEN} stands for what looked like a secret.\n"
     write_description(
         path,
-        recipe=recipe_text(composed),
-        config=yaml.safe_dump(dict(composed.plain), sort_keys=False, allow_unicode=True),
+        recipe=hidden + recipe_text(replace(composed, user=user)),
+        config=yaml.safe_dump(plain, sort_keys=False, allow_unicode=True),
         environment={**environment, "run_id": run},
     )
 
@@ -146,8 +151,8 @@ def unnamed(saved: Iterable[str], patterns: Iterable[str]) -> tuple[str, ...]:
 
 
 def portable_config(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration without places on this machine, since adapters are shared."""
-    copy: dict[str, Any] = json.loads(json.dumps(plain))
+    """Return a configuration without places on this machine and secrets: adapters are shared."""
+    copy: dict[str, Any] = json.loads(json.dumps(redact_idle(plain)))
     copy["run"] = {"dir": None, "name": None}
     # The adapter that a run started from is in its result already.
     copy["adapter"] = None

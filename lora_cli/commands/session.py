@@ -8,26 +8,18 @@ from typing import Any
 import torch
 
 from lora_cli.artifacts.adapter import MERGED_BASE, load_adapter
-from lora_cli.artifacts.checkpoint import (
-    Checkpointer,
-    list_checkpoints,
-)
-from lora_cli.artifacts.run_dir import (
-    MetricsFile,
-    clear_run_dir,
-    read_metrics,
-    write_json,
-)
+from lora_cli.artifacts.checkpoint import Checkpointer
+from lora_cli.artifacts.run_dir import MetricsFile, clear_run_dir, write_json
 from lora_cli.commands.building import base_record, build_plan
-from lora_cli.commands.continuing import install_base, load_start
+from lora_cli.commands.continuing import load_start
 from lora_cli.commands.display import Display
 from lora_cli.commands.finishing import (
     compared_forms,
     describe_result,
     evaluate_merged,
-    first_metrics,
     show_result,
 )
+from lora_cli.commands.merged_base import install_base
 from lora_cli.commands.phases import (
     FirstPhase,
     merged_state,
@@ -40,15 +32,16 @@ from lora_cli.commands.phases import (
     write_first_phase,
 )
 from lora_cli.commands.preparing import Prepared
+from lora_cli.commands.repairing import metrics_of_start, repair_best
 from lora_cli.commands.restoring import expected_bytes, restore, run_facts
-from lora_cli.commands.resuming import stopped_error
+from lora_cli.commands.resuming import how_stopped
 from lora_cli.commands.saving import (
     live_state,
     save_description,
     save_trained,
     write_findings,
 )
-from lora_cli.commands.sharing import share_first_phase, share_state
+from lora_cli.commands.sharing import check_shared_base, share_first_phase, share_state
 from lora_cli.commands.stopping import StopRequest
 from lora_cli.config.commands import TrainConfig
 from lora_cli.config.composed import Composed
@@ -99,6 +92,8 @@ class Session:
         self._start_metrics: Mapping[str, float] = {}
         # How the first of two phases ended; None before that, and in a run of one phase.
         self._first: FirstPhase | None = None
+        # Where this session began: step, and whether the evaluation there is done or not due.
+        self._since = (0, True)
         # Written by the first process alone.
         self._metrics: MetricsFile | None = None
 
@@ -111,9 +106,10 @@ class Session:
 
         Raises:
             Interrupted: If interrupted with nothing saved.
-            RunFailedError: If the time was up with nothing saved.
+            RunFailedError: If the time was up with nothing new saved.
             StoppedError: If stopped or interrupted with a checkpoint committed.
         """
+        check_shared_base(self._runtime, self._prepared, self._config, self._display)
         self._facts = run_facts(
             self._path, self._composed, self._prepared, world_size=self._group.size, resume=resume
         )
@@ -131,11 +127,12 @@ class Session:
         try:
             with self._stop.deferring():
                 return self._train(state)
-        except (KeyboardInterrupt, EvaluationStopped):
-            steps = list_checkpoints(self._path / "checkpoints")
-            if not steps:
-                raise self._stop.nothing_saved() from None
-            raise stopped_error(self._path, max(steps), cause=self._stop.cause) from None
+        except EvaluationStopped:
+            # All processes are here; a second Ctrl-C waits for none of them.
+            self._stop.timed_out = self._group.any(self._stop.timed_out)
+            raise how_stopped(self._stop, self._path, since=self._since) from None
+        except KeyboardInterrupt:
+            raise how_stopped(self._stop, self._path, since=self._since) from None
 
     def _describe(self, *, resume: bool) -> None:
         if not resume:
@@ -151,6 +148,8 @@ class Session:
 
     def _train(self, state: TrainState | None) -> int:
         last_step = -1 if state is None else state.progress.step
+        if state is not None:
+            self._since = (last_step, not state.progress.evaluation_due)
         with self._group.together():
             if self._group.is_first:
                 self._metrics = MetricsFile(self._path / "metrics.jsonl", last_step=last_step)
@@ -223,11 +222,13 @@ class Session:
             load_start(start, model, prepared.saved, same_head=prepared.same_head)
 
     def _resume(self, trainer: Trainer, state: TrainState) -> None:
-        load_adapter_state(self._prepared.model, dict(state.adapter), self._prepared.saved)
-        trainer.resume(shift_state(state, -self._before))
-        lines = self._group.first(lambda: read_metrics(self._path / "metrics.jsonl"))
-        self._start_metrics = first_metrics(lines, "eval")
-        self._base_metrics = first_metrics(lines, "base") or self._start_metrics
+        prepared, path, before = self._prepared, self._path, self._before
+        found = metrics_of_start(path, trainer, prepared, self._metrics)
+        self._base_metrics, self._start_metrics = found
+        again, facts = self._save_adapter, self._facts
+        repair_best(path, trainer, prepared, state, facts=facts, before=before, save=again)
+        load_adapter_state(prepared.model, dict(state.adapter), prepared.saved)
+        trainer.resume(shift_state(state, -before))
         self._display.note(f"resuming after step {state.progress.step}")
 
     def _record(self, event: Event) -> None:
@@ -302,16 +303,15 @@ class Session:
 
         Raises:
             Interrupted: By a signal before the first step: there is nothing to continue.
-            RunFailedError: If the time was up before the first step.
+            RunFailedError: If the time was up before anything was done.
             StoppedError: Otherwise.
         """
         self._stop.timed_out = self._group.any(self._stop.timed_out)
-        if ended.step == 0:
-            raise self._stop.nothing_saved()
+        at = (ended.step, not trainer.progress.evaluation_due)
         with self._group.together():
-            if not (self._path / "adapter").exists():
+            if ended.step > 0 and not (self._path / "adapter").exists():
                 self._save_adapter(trainer.averaged_adapter(), {})
-        raise stopped_error(self._path, ended.step, cause=self._stop.cause)
+        raise how_stopped(self._stop, self._path, at=at, since=self._since)
 
     def _finish(self, trainer: Trainer, ended: RunEnded) -> int:
         """Evaluate what was written, adapter and merged, and write result and report."""

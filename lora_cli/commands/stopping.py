@@ -86,6 +86,19 @@ class StopRequest:
             )
         )
 
+    def nothing_new(self, step: int) -> RunFailedError:
+        """Return what ends a session whose time was up before it got beyond where it began."""
+        return RunFailedError(
+            Problem(
+                id="trainer.max-time",
+                message="`trainer.max_time` must leave time for a step or an evaluation, but it "
+                f"was over after {self._clock() - self._began:.0f} s with nothing done beyond step "
+                f"{step}, where this session began.",
+                key="trainer.max_time",
+                fix="give each session more time; everything up to that step is saved",
+            )
+        )
+
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         is_second = self.signal is not None
         self.signal = self.signal or signal.Signals(number)

@@ -10,10 +10,11 @@ from lora_cli.artifacts.run_dir import (
     check_run_dir,
     choose_run_dir,
 )
-from lora_cli.commands.continuing import base_staged, find_start
+from lora_cli.commands.continuing import find_start
 from lora_cli.commands.display import Display
 from lora_cli.commands.failing import add_what_is_saved
 from lora_cli.commands.launching import launch, must_launch
+from lora_cli.commands.merged_base import base_staged
 from lora_cli.commands.observing import observing
 from lora_cli.commands.options import Options
 from lora_cli.commands.preparing import prepare
@@ -76,7 +77,11 @@ def _run(
             show_finished(display, path, result)
             return 0
     use_tf32(config.trainer.tf32)
-    runtime = Runtime(precision=config.trainer.precision, timeout=config.distributed.timeout)
+    runtime = Runtime(
+        precision=config.trainer.precision,
+        timeout=config.distributed.timeout,
+        shard_base=config.distributed.shard_base,
+    )
     with base_staged(path, start, resume=options.resume) as staged, ExitStack() as held:
         with group.together():
             prepared = prepare(config, display, start=start, staged=staged)

@@ -16,7 +16,7 @@ from lora_cli.config.commands import (
     TargetsConfig,
     TrainConfig,
 )
-from lora_cli.config.distributed import check_distributed, check_shares
+from lora_cli.config.distributed import check_distributed, check_sharding, check_shares
 from lora_cli.config.duration import parse_duration
 from lora_cli.config.groups import group_options
 from lora_cli.config.schema import all_keys, flatten, to_plain
@@ -120,6 +120,12 @@ def _check_distributed(config: TrainConfig, user: Collection[str]) -> Iterator[P
     names_run = config.run.dir is not None or config.run.name is not None
     yield from check_distributed(config.distributed, user, names_run=names_run)
     yield from check_shares(config.trainer, config.distributed.world_size)
+    if config.distributed.shard_base:
+        yield from check_sharding(
+            strategy=config.strategy.name,
+            quantization=config.model.quantization,
+            trainer=config.trainer,
+        )
 
 
 def _check_run(config: TrainConfig, _: Collection[str]) -> Iterator[Problem]:

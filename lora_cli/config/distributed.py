@@ -29,6 +29,9 @@ class DistributedConfig:
     timeout: float = field(default=1800.0, metadata={"above": 0})
     """Seconds without an answer from another process after which the run ends."""
 
+    shard_base: bool = False
+    """Keep in each process a share of the frozen base alone; blocks are gathered as they run."""
+
     @property
     def world_size(self) -> int:
         """Processes of the run, over all machines."""
@@ -81,6 +84,42 @@ def check_distributed(
                 " use for it, but is set.",
                 key=f"distributed.{name}",
                 fix=f"leave it out, or set {other}",
+            )
+
+
+def check_sharding(
+    *, strategy: str, quantization: str, trainer: TrainerConfig
+) -> Iterator[Problem]:
+    """Yield what does not go together with a base that is spread over the processes.
+
+    Args:
+        strategy: Its name.
+        quantization: `model.quantization`.
+        trainer: With what happens when memory runs out.
+    """
+    key = "distributed.shard_base"
+    found = {
+        f"with strategy={strategy}, which trains all of the base": (
+            strategy in ("full", "lora_then_full"),
+            "strategy=lora",
+        ),
+        f"with model.quantization={quantization}, whose weights cannot be cut": (
+            quantization != "none",
+            "model.quantization=none",
+        ),
+        "with trainer.auto_micro_batch=true, since processes that wait for each other's weights"
+        " cannot begin a step anew": (
+            trainer.auto_micro_batch,
+            "trainer.auto_micro_batch=false, and a smaller trainer.micro_batch_size",
+        ),
+    }
+    for rule, (is_wrong, fix) in found.items():
+        if is_wrong:
+            yield Problem(
+                id="distributed.no-sharding",
+                message=f"`{key}` must be false {rule}, but is true.",
+                key=key,
+                fix=f"{fix}; or {key}=false",
             )
 
 

@@ -1,4 +1,9 @@
-"""Keeping what looks like a secret out of what other programs are told."""
+"""Keeping what looks like a secret out of what is written down and what others are told.
+
+No setting is there for a secret, and none is read from an address with a password. What is free
+text, or decides nothing, is written without what looks like one; names of files, columns and labels
+are kept as they are, since a run is read back from them, and a file may well be called sk-learn-1.
+"""
 
 import re
 from collections.abc import Mapping
@@ -11,6 +16,7 @@ _SECRETS = re.compile(
     r"\b(?:hf_\w{8,}|sk-[\w-]{8,}|gh[oprsu]_\w{8,}|github_pat_\w{8,}|glpat-[\w-]{8,}"
     r"|xox[abprs]-[\w-]{8,}|AKIA[0-9A-Z]{16})"
 )
+_IDLE = frozenset({"tracking"})
 _USERINFO = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 
 
@@ -27,3 +33,12 @@ def redact(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [redact(item) for item in value]
     return value
+
+
+def redact_idle(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with the sections redacted that decide nothing about a run.
+
+    >>> redact_idle({"seed": 1, "tracking": {"project": "hf_abcdefghijkl"}})
+    {'seed': 1, 'tracking': {'project': '[redacted]'}}
+    """
+    return {name: redact(value) if name in _IDLE else value for name, value in plain.items()}

@@ -2,14 +2,15 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lora_cli import packages
 from lora_cli.errors import Problem, UserError
 from lora_cli.models.gguf import find_gguf, is_gguf
+from lora_cli.models.integrity import check_manifest, hash_settings
 from lora_cli.models.weights import INDEX, WEIGHTS, hash_file, hash_weights, weight_files
 
 KEY = "model.path"
@@ -48,6 +49,7 @@ class ModelSource:
         sha256: Hash of the weights: of the file, or, where they are in several, of the lines
             "name sha256" of all of them in order of name.
         gguf: Name of the GGUF file in the folder that is the whole model, else None.
+        settings: sha256 of each file of settings and tokenizer; see `hash_settings`.
     """
 
     folder: Path
@@ -55,11 +57,17 @@ class ModelSource:
     revision: str | None
     sha256: str
     gguf: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def place(self) -> Path:
         """What `resolve_model` finds it by on this machine: the folder, or the GGUF file."""
         return self.folder if self.gguf is None else self.folder / self.gguf
+
+    @property
+    def hashes(self) -> dict[str, Any]:
+        """What a record says of it, so that another one is told from it."""
+        return {"sha256": self.sha256, "settings": dict(self.settings)}
 
     @property
     def weights_bytes(self) -> int:
@@ -93,7 +101,10 @@ def resolve_model(path: str, *, revision: str | None = None, tokenizer: bool = T
     problems = list(_check_folder(folder, tokenizer=tokenizer))
     if problems:
         raise UserError(problems)
-    return ModelSource(folder, path, commit, hash_weights(folder))
+    sha256 = hash_weights(folder)
+    if changed := list(check_manifest(folder, key=KEY, weights_sha256=sha256)):
+        raise UserError(changed)
+    return ModelSource(folder, path, commit, sha256, settings=hash_settings(folder))
 
 
 def check_sha256(source: ModelSource, expected: str | None) -> None:

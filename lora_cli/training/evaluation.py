@@ -13,6 +13,7 @@ from lora_cli.training.group import ALONE, Group
 from lora_cli.training.memory import memory_checked
 from lora_cli.training.order import cut_by_length
 from lora_cli.training.runtime import move_to
+from lora_cli.training.sharding import is_sharded
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,8 @@ def evaluate_rows(
             with group.together(), memory_checked(batch_size, "evaluating"):
                 if start + group.rank < len(batches):
                     work.run(model, start + group.rank)
+                elif is_sharded(model):
+                    work.run_along(model, start)
             done += sum(len(batch) for batch in batches[start : start + group.size])
             on_rows(done)
     return work.result()
@@ -132,6 +135,10 @@ class _Work:
         else:
             named = {f"{number}/{name}": x.cpu() for name, x in output.outputs.items()}
             self._outputs |= named
+
+    def run_along(self, model: Callable[..., Any], number: int) -> None:
+        """Run a batch of another process, which needs the weights that are kept here."""
+        self._task.forward(model, self._collate(number))
 
     def result(self) -> Evaluation:
         """Put together what all processes have found out."""

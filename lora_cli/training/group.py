@@ -31,6 +31,10 @@ _BUCKET_BYTES = 64 * 2**20
 _ROLL_CALL_SECONDS = 1.5
 
 
+class OthersFailed(Exception):  # noqa: N818  # the error is another process's
+    """Another process has met an error; `Group.together` asks which."""
+
+
 class Group:
     """The processes of a run; this one may be the only one.
 
@@ -47,6 +51,8 @@ class Group:
         self.rank, self.size = rank, size
         self._timeout = timeout
         self._store = store
+        # When others began to exchange what is not asked for here, such as weights.
+        self._exchange_began: float | None = None
 
     @property
     def is_first(self) -> bool:
@@ -154,18 +160,52 @@ class Group:
             LoraCliError: What the first of the processes that failed has met.
         """
         error: Exception | None = None
+        is_told = False
         try:
             yield
+        except OthersFailed:
+            is_told = True
         except Exception as caught:
-            if self.size == 1:
+            if self.size == 1 or isinstance(caught, LostError):
                 raise
+            self._check_exchange(caught)
             error = caught
-        if self.size > 1 and self.any(error is not None):
+        if self.size > 1 and (is_told or self.any(error is not None)):
             record = b"" if error is None else json.dumps(as_record(error)).encode()
             records = self._gather_bytes(record)
             if error is not None:
                 raise error
             raise from_record(json.loads(next(filter(None, records))))
+
+    def meet(self) -> None:
+        """Wait for the others within a block of `together`, at a place that all of them pass.
+
+        Raises:
+            OthersFailed: If one of them has left the block with an error.
+        """
+        if self.any(False):
+            raise OthersFailed
+
+    def begin_exchange(self) -> None:
+        """Note that this process exchanges something with the others by other means."""
+        self._exchange_began = time.monotonic()
+
+    def end_exchange(self) -> None:
+        """Note that it has."""
+        self._exchange_began = None
+
+    def _check_exchange(self, error: Exception) -> None:
+        """Give up at once after an error in an exchange: the others may wait there for ever.
+
+        Raises:
+            Exception: The error, or why another process has ended.
+        """
+        began, self._exchange_began = self._exchange_began, None
+        if began is None:
+            return
+        if isinstance(error, RuntimeError):
+            raise self._lost(is_hung=self._is_over(began)) from error
+        raise error
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
@@ -210,8 +250,10 @@ class Group:
         try:
             exchange()
         except RuntimeError as error:
-            is_hung = time.monotonic() - began > 0.9 * self._timeout
-            raise self._lost(is_hung=is_hung) from error
+            raise self._lost(is_hung=self._is_over(began)) from error
+
+    def _is_over(self, began: float) -> bool:
+        return time.monotonic() - began > 0.9 * self._timeout
 
     def _lost(self, *, is_hung: bool) -> LoraCliError:
         """Ask who is left, and return why the exchange failed."""

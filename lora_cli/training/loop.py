@@ -48,6 +48,7 @@ from lora_cli.training.plan import Plan
 from lora_cli.training.runtime import Runtime, move_to, seed_step
 from lora_cli.training.schedule import lr_factor
 from lora_cli.training.selection import judge
+from lora_cli.training.sharding import shared_passes, without_trace
 from lora_cli.training.watch import LAST_STEP, AdapterWatch
 
 
@@ -134,10 +135,10 @@ class Trainer:
         reason = self._reason_to_end()
         while self.progress.step < plan.total_steps and reason == "finished":
             self._train_step()
-            if self._is_due(plan.trainer.eval_steps):
+            if plan.is_due(plan.trainer.eval_steps, self.progress.step):
                 self._evaluate()
             reason = self._reason_to_end()
-            if self._is_due(plan.trainer.save_steps) or reason != "finished":
+            if plan.is_due(plan.trainer.save_steps, self.progress.step) or reason != "finished":
                 self._count_time()
                 self._tell(CheckpointDue(self.state()))
                 # A request that came meanwhile finds everything saved.
@@ -205,11 +206,6 @@ class Trainer:
         seconds = self.progress.seconds + now - self._counted_until
         self.progress, self._counted_until = replace(self.progress, seconds=seconds), now
 
-    def _is_due(self, every: int | str) -> bool:
-        step = self.progress.step
-        period = every if isinstance(every, int) else self.plan.steps_per_epoch
-        return step % period == 0 or step == self.plan.total_steps
-
     def _reason_to_end(self) -> str:
         patience = self.plan.trainer.early_stopping.patience
         if patience is not None and self.progress.evaluations_without_improvement >= patience:
@@ -266,18 +262,24 @@ class Trainer:
         seed_step(self.plan.seed, step=self.progress.step, rank=self._group.rank)
         totals = torch.zeros(2, dtype=torch.float64)
         self._model.train()
-        smoothing = self.plan.trainer.label_smoothing
         with self._group.together(), memory_checked(size, "training"):
             for features in batches:
-                batch = move_to(self.task.collate(features), self.runtime.device)
-                if smoothing:
-                    batch["label_smoothing"] = smoothing
-                output = self.task.forward(self._model, batch)
-                self.runtime.backward(output.loss_sum)
-                totals += torch.tensor([output.loss_sum.item(), output.count], dtype=torch.float64)
+                totals += self._pass(features)
+            with without_trace(self.parameters.values()):
+                for rows in shared_passes(self._model, window, size, group=self._group):
+                    self._pass(rows)
         self._group.add_gradients(self.parameters.values())
         loss_sum, count = self._group.add(totals).tolist()
         return loss_sum, count
+
+    def _pass(self, features: Sequence[Features]) -> torch.Tensor:
+        """Add up gradients of the summed loss of a micro-batch; return the sum and the count."""
+        batch = move_to(self.task.collate(features), self.runtime.device)
+        if self.plan.trainer.label_smoothing:
+            batch["label_smoothing"] = self.plan.trainer.label_smoothing
+        output = self.task.forward(self._model, batch)
+        self.runtime.backward(output.loss_sum)
+        return torch.tensor([output.loss_sum.item(), output.count], dtype=torch.float64)
 
     def _scale_gradients(self, count: float) -> float:
         """Divide the summed gradients by the count, clip them, and return their length before."""
@@ -323,7 +325,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Evaluate, and update best value and patience."""
-        step = self.progress.step
+        step, name = self.progress.step, self.task.metric
         self._tell(EvalStarted(step=step, rows=len(self.plan.validation)))
         check_weights(self.parameters, step=step)
         with self._descent.averaged():
@@ -334,17 +336,11 @@ class Trainer:
                 return
             self.progress, is_best = judge(
                 replace(self.progress, evaluation_due=False),
-                metrics[self.task.metric],
+                metrics[name],
                 greater_is_better=self.task.greater_is_better,
                 threshold=self.plan.trainer.early_stopping.threshold,
             )
             adapter = self.adapter() if is_best else {}
         self._tell(
-            EvalDone(
-                step=step,
-                metrics=metrics,
-                metric=self.task.metric,
-                is_best=is_best,
-                adapter=adapter,
-            )
+            EvalDone(step=step, metrics=metrics, metric=name, is_best=is_best, adapter=adapter)
         )

@@ -40,3 +40,8 @@ class Plan:
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return total_steps(self.trainer, len(self.train))
+
+    def is_due(self, every: int | str, step: int) -> bool:
+        """Whether what happens every so many steps, or each epoch, happens after `step` steps."""
+        period = every if isinstance(every, int) else self.steps_per_epoch
+        return step % period == 0 or step == self.total_steps

@@ -12,13 +12,15 @@ from torch import nn
 
 from lora_cli.errors import Problem, UserError
 from lora_cli.training.group import join_group
+from lora_cli.training.sharding import Sharding, refused, shard_model, sharding_of_accelerate
 
 # Seconds; a setting in commands, and long enough not to matter elsewhere.
 TIMEOUT = 1800.0
-# Variables in which `accelerate launch` says what it has set up, besides data parallelism.
-_SHARDED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+# Variables in which `accelerate launch` says what it has set up, besides data
+# parallelism and FSDP.
+_OTHERS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed, which keeps gradients to itself and checkpoints as"
+    " pickles",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism",
 }
@@ -78,18 +80,25 @@ class Runtime:
     Args:
         precision: Number format of forward and backward.
         timeout: Seconds without an answer from another process after which it counts as lost.
+        shard_base: Whether each process keeps a share of the frozen base alone. It does as well
+            where `accelerate launch` was asked for FSDP.
 
     Raises:
-        UserError: If the device cannot compute in that format, or if `accelerate launch` was asked
-            for something else than data parallelism.
+        UserError: If the device cannot compute in that format, if `accelerate launch` was asked
+            for what is not done here, or if there is only one process to share among.
 
     Attributes:
         group: The processes of the run.
         device: Where this process computes.
+        sharding: How the base is spread over the processes; None where each holds all of it.
     """
 
     def __init__(
-        self, *, precision: Literal["float32", "bf16", "fp16"], timeout: float = TIMEOUT
+        self,
+        *,
+        precision: Literal["float32", "bf16", "fp16"],
+        timeout: float = TIMEOUT,
+        shard_base: bool = False,
     ) -> None:
         if precision == "fp16" and default_device().type == "cpu":
             raise UserError(
@@ -102,8 +111,11 @@ class Runtime:
                     fix="trainer.precision=bf16",
                 )
             )
-        _refuse_sharding()
+        _refuse_others()
+        self.sharding = sharding_of_accelerate() or (Sharding() if shard_base else None)
         self.group = join_group(timeout)
+        if self.sharding is not None and self.group.size == 1:
+            raise refused("be false in a run of one process", fix="distributed.num_processes=2")
         # Accelerate keeps the number format of the process; the jobs of a sweep may differ in it.
         AcceleratorState._reset_state()
         self._accelerator = Accelerator(
@@ -117,7 +129,10 @@ class Runtime:
         """Move the model to the device and make it compute in the number format.
 
         It is not wrapped for the processes: the loop adds up the gradients, see `add_gradients`.
+        Where the base is spread over them, the model keeps its share alone.
         """
+        if self.sharding is not None:
+            shard_model(model, self.sharding, group=self.group, device=self.device)
         prepared: nn.Module = self._accelerator.prepare_model(model, evaluation_mode=True)
         return prepared
 
@@ -155,20 +170,20 @@ class Runtime:
         return bool(getattr(optimizer, "step_was_skipped", False))
 
 
-def _refuse_sharding() -> None:
+def _refuse_others() -> None:
     """Refuse to be started for a way of working together that this runtime would ignore.
 
     Raises:
         UserError: If `accelerate launch` was given such a configuration.
     """
-    found = [name for name in _SHARDED if os.environ.get(name, "").lower() == "true"]
+    found = [name for name in _OTHERS if os.environ.get(name, "").lower() == "true"]
     if found:
         raise UserError(
             Problem(
                 id="distributed.unsupported",
-                message="The processes must each hold the whole base model, but the configuration"
-                f" of accelerate asks for {_SHARDED[found[0]]}.",
-                fix="start it with torchrun, or with lora-cli train distributed.num_processes=N;"
-                " model.quantization=nf4 makes the base smaller",
+                message="The processes must each compute whole layers with an optimizer of their"
+                f" own, but the configuration of accelerate asks for {_OTHERS[found[0]]}.",
+                fix="distributed.shard_base=true, or accelerate launch --use_fsdp --fsdp_version 2,"
+                " spreads the frozen base as ZeRO-3 does; of adapters there is little to spread",
             )
         )

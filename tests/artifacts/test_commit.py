@@ -1,5 +1,6 @@
 """Folders that are whole or not there: faults are injected at every call that writes."""
 
+import errno
 import json
 import os
 import subprocess
@@ -268,6 +269,22 @@ def test_a_folder_is_removed_as_a_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(FileNotFoundError):
         remove_folder(tmp_path / "x")
+
+
+def test_a_folder_that_cannot_be_removed_for_good_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit_folder(tmp_path / "x", FILES, facts={})
+    before = content(tmp_path / "x")
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(commit, "sync_path", full)
+    with pytest.raises(OSError, match="No space left"):
+        remove_folder(tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert content(tmp_path / "x") == before
 
 
 def test_folders_are_made_and_their_names_synced(

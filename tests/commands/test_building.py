@@ -4,6 +4,7 @@ from typing import Any
 
 from lora_cli.commands.building import base_record, build_plan
 from lora_cli.config.commands import TrainConfig
+from lora_cli.models.sources import ModelSource
 
 
 def test_a_second_phase_has_another_order() -> None:
@@ -17,9 +18,10 @@ def test_a_second_phase_has_another_order() -> None:
 
 
 def test_a_base_is_known_by_its_hash(tmp_path: Path) -> None:
-    source = SimpleNamespace(name="bert", revision="main", sha256="ab")
+    source = ModelSource(tmp_path, "bert", "main", "ab", settings={"config.json": "cd"})
     prepared: Any = SimpleNamespace(source=source, start=None)
-    expected = {"name": "bert", "revision": "main", "sha256": "ab"}
+    hashes = {"sha256": "ab", "settings": {"config.json": "cd"}}
+    expected = {"name": "bert", "revision": "main", **hashes}
     assert base_record(prepared, tmp_path) == expected
     prepared.start = SimpleNamespace(is_merged=False)
     assert base_record(prepared, tmp_path) == expected

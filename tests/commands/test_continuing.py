@@ -230,6 +230,10 @@ def test_a_stopped_second_round_is_resumed_exactly(
         weights.write_bytes(damaged)
         again = run_cli("train", "b/recipe.yaml", "run.dir=b", "--resume", cwd=tmp_path)
         assert again.code == 2
+        assert "error[model.changed]" in again.err
+        (tmp_path / "b" / "base" / "MANIFEST.json").unlink()
+        again = run_cli("train", "b/recipe.yaml", "run.dir=b", "--resume", cwd=tmp_path)
+        assert again.code == 2
         assert "error[model.other-weights]" in again.err
 
 

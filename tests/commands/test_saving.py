@@ -1,6 +1,8 @@
 """What a run writes of what it has trained; the files are tested beside their formats."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,3 +113,32 @@ def test_modules_that_nobody_named() -> None:
     saved = ("bert.pooler", "classifier", "bert.embeddings")
     assert unnamed(saved, ("embeddings",)) == ("bert.pooler", "classifier")
     assert unnamed(saved, ()) == saved
+
+
+def test_no_secret_is_written_anywhere(
+    tiny_run: Any, run_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "hf_" + "Ab1" * 11
+    settings = [*tiny_run.settings, "trainer.max_steps=2", "tracker=csv", f"tracking.name={secret}"]
+    settings.remove("trainer.max_steps=4")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "lora_cli", "train", *settings])
+    done = run_cli("train", *settings, "run.dir=a", cwd=tmp_path)
+    assert done.code == 0, done.err
+    files = [path for path in (tmp_path / "a").rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []
+    recipe, environment = (
+        (tmp_path / "a" / name).read_text() for name in ("recipe.yaml", "environment.json")
+    )
+    assert recipe.startswith("# [redacted] stands for")
+    assert "tracking.name=[redacted]" in environment
+    # It decides nothing, so the run goes on from either.
+    (tmp_path / "a" / "result.json").unlink()
+    for name in (secret, "other"):
+        more = ("a/recipe.yaml", "run.dir=a", "--resume", f"tracking.name={name}")
+        done = run_cli("train", *more, cwd=tmp_path)
+        assert done.code == 0, done.err
+
+
+def test_a_recipe_without_secrets_has_no_note(tiny_run: Any) -> None:
+    assert "[redacted]" not in (tiny_run.path / "recipe.yaml").read_text()

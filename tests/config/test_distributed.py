@@ -1,6 +1,11 @@
 import pytest
 
-from lora_cli.config.distributed import DistributedConfig, check_distributed, check_shares
+from lora_cli.config.distributed import (
+    DistributedConfig,
+    check_distributed,
+    check_sharding,
+    check_shares,
+)
 from lora_cli.config.sections import TrainerConfig
 
 
@@ -54,3 +59,21 @@ def test_shares_are_equal(batch: int, micro: int | None, processes: int, fix: st
 
 def test_the_world_is_all_machines() -> None:
     assert DistributedConfig(num_processes=4, num_nodes=2).world_size == 8
+
+
+@pytest.mark.parametrize(
+    ("strategy", "quantization", "auto", "count"),
+    [
+        ("lora", "none", False, 0),
+        ("bitfit", "none", False, 0),
+        ("full", "none", False, 1),
+        ("lora_then_full", "nf4", False, 2),
+        ("full", "int8", True, 3),
+    ],
+)
+def test_what_a_base_that_is_spread_does_not_go_with(
+    strategy: str, quantization: str, auto: bool, count: int
+) -> None:
+    trainer = TrainerConfig(auto_micro_batch=auto)
+    found = list(check_sharding(strategy=strategy, quantization=quantization, trainer=trainer))
+    assert [problem.key for problem in found] == ["distributed.shard_base"] * count

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lora_cli.config.redaction import HIDDEN, redact
+from lora_cli.config.redaction import HIDDEN, redact, redact_idle
 
 SECRETS = [
     "hf_abcdefghijklmnopqrst",
@@ -47,3 +47,12 @@ def test_passwords_in_addresses_are_hidden() -> None:
 )
 def test_the_rest_stays(value: object) -> None:
     assert redact({"x": value}) == {"x": value}
+
+
+def test_what_a_run_is_read_back_from_stays() -> None:
+    plain = {
+        "task": {"data": {"path": "sk-learn-reviews.csv"}},
+        "tracking": {"project": f"x {SECRETS[0]}", "name": None},
+    }
+    hidden = {"project": f"x {HIDDEN}", "name": None}
+    assert redact_idle(plain) == {**plain, "tracking": hidden}

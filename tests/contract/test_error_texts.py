@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from lora_cli.artifacts.commit import document_sha256
+from lora_cli.models.integrity import write_manifest
 
 SNAPSHOT = Path(__file__).with_name("error_texts.txt")
 RULER = "=" * 88
@@ -90,6 +91,20 @@ CASES = {
     "run name with a path": f"{TOY} run.name=../a",
     "resume of nothing": f"{TOY} run.name=new --resume",
     "resume with other settings": "train RUN/recipe.yaml run.dir=RUN --resume seed=7",
+    "resume of a setting that is none": f"{TOY} trainer.resume=nowhere",
+    "resume without a whole checkpoint": "train hurt/recipe.yaml run.dir=hurt --resume",
+    "resume of a damaged checkpoint": "train half/recipe.yaml "
+    "trainer.resume=half/checkpoints/step-00000004",
+    "resume on another base": "train based/recipe.yaml run.dir=based --resume",
+    "resume on another tokenizer": "train reworded/recipe.yaml run.dir=reworded --resume",
+    "resume on other rows": "train rowed/recipe.yaml run.dir=rowed --resume",
+    "TF32 without a GPU": f"{TOY} trainer.tf32=true",
+    "several processes, of another number": f"{TOY} distributed.num_processes=4",
+    "a shared base in one process": f"{TOY} distributed.shard_base=true",
+    "a shared base of which all is trained": f"{TOY} distributed.num_processes=2"
+    " distributed.shard_base=true strategy=full",
+    "DeepSpeed": f"{TOY} trainer.max_steps=1",
+    "several processes to evaluate": "eval RUN",
     "recipe missing": "train none.yaml",
     "recipe that is no YAML": "train broken.yaml",
     "recipe with a hydra section": "train hydra.yaml",
@@ -103,6 +118,9 @@ CASES = {
     "eval of another base": "eval RUN base=BASE2",
     "eval of a damaged record": "eval damaged",
     "eval of an emptied record": "eval emptied",
+    "eval of a changed adapter": "eval changed",
+    "eval of another tokenizer": "eval RUN base=reworded-base",
+    "eval of a changed merged model": "eval RUN merged=merged-wrong",
     "eval without a split": "eval RUN split=dev",
     "eval setting without rows": "eval RUN task.data.text_column=body",
     "eval of roles": "eval RUN task.data.path=TOY task.data.test_split=validation",
@@ -125,6 +143,12 @@ CASES = {
     "predict of a null text": "predict RUN input=nulls.jsonl",
     "predict over its input": "predict RUN input=nolabel.csv output=nolabel.csv --overwrite",
     "predict of two inputs": "predict RUN input=nolabel.csv text=x",
+}
+# What else a case finds in its environment.
+VARIABLES = {
+    "several processes, of another number": {"WORLD_SIZE": "2"},
+    "DeepSpeed": {"ACCELERATE_USE_DEEPSPEED": "true"},
+    "several processes to evaluate": {"WORLD_SIZE": "2"},
 }
 
 
@@ -173,7 +197,42 @@ def folder(
     record = folder / "emptied" / "lora_cli.json"
     document = {**json.loads(record.read_text()), "state": {}}
     record.write_text(json.dumps({**document, "sha256": document_sha256(document)}))
+    make_changed(folder, tiny_run)
     return folder
+
+
+def make_changed(folder: Path, tiny_run: Any) -> None:
+    """Copy adapter, base and merged model, and change one file of each."""
+    shutil.copytree(tiny_run.path / "adapter", folder / "changed")
+    flip(folder / "changed" / "adapter_model.safetensors")
+    shutil.copytree(tiny_run.base, folder / "reworded-base")
+    path = folder / "reworded-base" / "tokenizer.json"
+    path.write_bytes(path.read_bytes().replace(b'"movie"', b'"nevio"'))
+    shutil.copytree(tiny_run.base, folder / "merged-wrong")
+    write_manifest(folder / "merged-wrong")
+    flip(folder / "merged-wrong" / "model.safetensors")
+    for name in ("hurt", "half", "based", "reworded", "rowed"):
+        shutil.copytree(tiny_run.path, folder / name)
+        (folder / name / "result.json").unlink()
+    for path in (folder / "hurt" / "checkpoints").iterdir():
+        path.rename(path.with_name(f".corrupt-{path.name}-01234567"))
+    (folder / "half" / "checkpoints" / "step-00000004" / "progress.json").write_bytes(b"{}")
+    # As if the run had been started on something else.
+    change_facts(folder / "based", base_sha256="0" * 64)
+    change_facts(folder / "reworded", base_settings={"config.json": "0" * 64})
+    change_facts(folder / "rowed", rows_sha256="0" * 64)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def change_facts(run: Path, **facts: Any) -> None:
+    for path in (run / "checkpoints").glob("step-*/MANIFEST.json"):
+        document = {**json.loads(path.read_bytes()), **facts}
+        path.write_text(json.dumps({**document, "sha256": document_sha256(document)}))
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +250,10 @@ def run_case(
         words = [word for word in CASES[case].split(" ") if word]
         for name, path in places.items():
             words = [word.replace(name, path) for word in words]
-        finished = run_cli(*words, cwd=folder)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in VARIABLES.get(case, {}).items():
+                patch.setenv(name, value)
+            finished = run_cli(*words, cwd=folder)
         text = finished.err.replace(str(folder), "HERE")
         for name, path in places.items():
             text = text.replace(path, name)

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 HERE = Path(__file__).parent
+# Suites of several minutes are in parts, and whoever has nothing left to do takes from the other.
+WORKERS = ("-n", "2", "--dist", "worksteal")
 COLUMNS = ("trials", "lost", "wrong_resumes", "undetected", "tracebacks")
 HEADINGS = (
     *("suite", "trials", "committed checkpoints lost", "wrong resumes", "undetected corruptions"),
@@ -47,7 +49,8 @@ def main() -> int:
         tally.touch()
         environment = {**os.environ, "FAULTS_TALLY": str(tally), "OMP_NUM_THREADS": "1"}
         # The short forms are part of the long ones.
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "faults", str(HERE), *sys.argv[1:]]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "faults", *WORKERS, str(HERE)]
+        command += sys.argv[1:]
         code = subprocess.run(command, check=False, env=environment).returncode
         rows = total(tally.read_text(encoding="utf-8").splitlines())
     sys.stdout.write(f"\n{table(rows)}\n\n{time.monotonic() - began:.0f} seconds\n")

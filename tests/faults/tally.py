@@ -34,8 +34,9 @@ class Tally:
         """Append the counts to the file named by FAULTS_TALLY, if that is set."""
         target = os.environ.get("FAULTS_TALLY")
         if target:
-            with Path(target).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(self)) + "\n")
+            # One line is one write at the end of the file, so that several workers can share it.
+            with Path(target).open("ab", buffering=0) as file:
+                file.write(json.dumps(asdict(self)).encode() + b"\n")
 
     def check(self) -> None:
         """Report, and fail if anything was lost, wrong or undetected, or a planted bug survived."""

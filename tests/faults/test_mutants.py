@@ -153,7 +153,7 @@ MUTANTS = (
         "tests/training/test_gradients.py::test_only_finite_steps_go_on",
     ),
     Mutant(
-        "the learning rate is still climbing at the end",
+        "the learning rate jumps down after the warm-up",
         "training/schedule.py",
         "(step - warmup) / max(1, total_steps - warmup)",
         "step / max(1, total_steps)",
@@ -180,6 +180,36 @@ MUTANTS = (
         "    _sync_tree(staged)\n",
         "",
         "tests/faults/test_power_loss.py::test_a_power_cut_at_every_operation",
+    ),
+    Mutant(
+        "a target that matches no layer is passed over",
+        "lora/targets.py",
+        "[pattern for pattern, names in found.items() if not names]",
+        "[pattern for pattern, names in found.items() if names is None]",
+        "tests/lora/test_targets.py::"
+        "test_every_unmatched_pattern_is_reported_with_the_nearest_name",
+    ),
+    Mutant(
+        "a weight that another layer shares gets an adapter",
+        "lora/targets.py",
+        "    _check_untied(model, kept)\n",
+        "",
+        "tests/lora/test_targets.py::test_tied_weight_is_refused",
+    ),
+    Mutant(
+        "moments go to parameters by position",
+        "training/optim.py",
+        "        parameter = parameters[name]\n",
+        "        names = list(dict.fromkeys(k.rpartition('/')[0] for k in state))\n"
+        "        parameter = list(parameters.values())[names.index(name)]\n",
+        "tests/training/test_optim.py::test_state_by_name_continues_bit_equal_whatever_the_order",
+    ),
+    Mutant(
+        "texts of train in other splits are not told",
+        "data/splits.py",
+        "count = sum(_normalise(row, columns) in seen for row in rows)",
+        "count = sum(row in splits['train'] for row in rows)",
+        "tests/data/test_splits.py::test_planted_duplicates_are_counted_exactly",
     ),
 )
 

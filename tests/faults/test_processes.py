@@ -9,19 +9,16 @@ import os
 import shutil
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lora_cli.artifacts.checkpoint import list_checkpoints
-from lora_cli.artifacts.commit import DamagedFolderError, verify_folder
-
 sys.path.insert(0, str(Path(__file__).parent))
 from forked import at_places, kill_at
-from pairs import First, Pair, nothing, only, run_together
+from pairs import First, nothing, only, run_together
 from tally import Tally
+from together import Setup, check_after, make_setup, metrics, note_texts, signal_at, trained
 
 # Places in each of the processes; the second one does not write.
 DEATHS = [
@@ -36,54 +33,9 @@ CORE = [DEATHS[2], DEATHS[7]]
 TIMEOUT = 4.0
 
 
-@dataclass
-class Setup:
-    """A run of two processes to disturb, and what it comes to undisturbed."""
-
-    settings: list[str]
-    folder: Path
-    expected: dict[str, bytes]
-    metrics: list[Any]
-
-    def arguments(self, name: str, *more: str) -> list[str]:
-        return ["train", *self.settings, f"run.dir={name}", *more]
-
-
-def trained(run: Path) -> dict[str, bytes]:
-    """Return what must be bit-equal however often a run was disturbed."""
-    paths = [run / "adapter" / "adapter_model.safetensors"]
-    paths += sorted(run.glob("checkpoints/step-*/*.safetensors"))
-    return {str(path.relative_to(run)): path.read_bytes() for path in paths}
-
-
-def metrics(run: Path) -> list[Any]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.pop("samples_per_second", None)
-    return lines
-
-
 @pytest.fixture(scope="module")
 def setup(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Setup:
-    """A base without dropout, so that one process and two can be compared."""
-    folder = tmp_path_factory.mktemp("processes")
-    base = folder / "base"
-    shutil.copytree(tiny_run.base, base)
-    config = json.loads((base / "config.json").read_bytes())
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (base / "config.json").write_text(json.dumps(config))
-    changed = {"model.path": str(base), "lora.dropout": "0.0", "trainer.max_steps": "8"}
-    # Two batches of each evaluation for each process.
-    changed["trainer.eval_batch_size"] = "8"
-    given = dict(setting.split("=", 1) for setting in tiny_run.settings)
-    settings = [f"{name}={value}" for name, value in (given | changed).items()]
-    made = Setup(settings, folder, {}, [])
-    done = run_together(made.arguments("ref"), folder, firsts=[nothing] * 2, limit=60)
-    assert done.codes == [0, 0], done.outputs
-    assert "training: 64 rows" in done.outputs[0]
-    assert done.outputs[1] == ""
-    made.expected, made.metrics = trained(folder / "ref"), metrics(folder / "ref")
-    return made
+    return make_setup(tiny_run, tmp_path_factory.mktemp("processes"))
 
 
 @pytest.fixture(autouse=True)
@@ -91,26 +43,6 @@ def _alone(setup: Setup) -> None:
     """Start each test without what another one has left."""
     shutil.rmtree(setup.folder / "a", ignore_errors=True)
     (setup.folder / "ids.jsonl").unlink(missing_ok=True)
-
-
-def check_after(setup: Setup, name: str, tally: Tally) -> None:
-    """Whatever was committed verifies, and the run that goes on comes to the same bits."""
-    run = setup.folder / name
-    for path in list_checkpoints(run / "checkpoints").values():
-        try:
-            verify_folder(path)
-        except DamagedFolderError:
-            tally.lost += 1
-    flag = "--resume" if (run / "environment.json").exists() else "--overwrite"
-    again = run_together(setup.arguments(name, flag), setup.folder, firsts=[nothing] * 2, limit=60)
-    if again.codes != [0, 0] or trained(run) != setup.expected or metrics(run) != setup.metrics:
-        tally.wrong_resumes += 1
-    shutil.rmtree(run)
-
-
-def note_texts(pair: Pair, tally: Tally) -> None:
-    tally.trials += 1
-    tally.tracebacks += any("Traceback" in text for text in pair.outputs)
 
 
 def disturb(setup: Setup, deaths: list[tuple[int, Any]], tally: Tally) -> None:
@@ -138,14 +70,6 @@ def test_a_process_dies(setup: Setup) -> None:
 @pytest.mark.parametrize("death", DEATHS)
 def test_a_process_dies_anywhere(setup: Setup, death: Any) -> None:
     disturb(setup, [death], Tally("6 processes: death"))
-
-
-def signal_at(number: int, place: Any) -> First:
-    def act(found: Any) -> None:
-        if found == place:
-            os.kill(os.getpid(), number)
-
-    return lambda: at_places(act)
 
 
 @pytest.mark.faults

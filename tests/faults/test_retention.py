@@ -79,15 +79,15 @@ class Retention(RuleBasedStateMachine):
         own = sorted({*self.kept, self.step})
         newest = own[-KEEP:]
         self.kept = [step for step in own if step in newest or step == self.best]
-        self._note_taken_over()
+        self._note_taken_over(self.step)
 
-    def _note_taken_over(self) -> None:
+    def _note_taken_over(self, step: int) -> None:
         """A checkpoint of another run that stood in the way was set aside, not deleted."""
-        if f"step-{self.step:08d}" in self.foreign:
-            content = self.foreign.pop(f"step-{self.step:08d}")
+        if f"step-{step:08d}" in self.foreign:
+            content = self.foreign.pop(f"step-{step:08d}")
             (aside,) = (
                 path
-                for path in self.folder.glob(f".foreign-step-{self.step:08d}-*")
+                for path in self.folder.glob(f".foreign-step-{step:08d}-*")
                 if path.name not in self.foreign
             )
             self.foreign[aside.name] = content
@@ -142,6 +142,9 @@ class Retention(RuleBasedStateMachine):
                 # It may have died before it got to what is old.
                 there = set(list_checkpoints(self.folder)) - self._foreign_steps()
                 self.kept = sorted({*self.kept, *there})
+        else:
+            # Or between setting aside what stood in the way and putting the new one there.
+            self._note_taken_over(step)
         self.resume()
 
     def _foreign_steps(self) -> set[int]:

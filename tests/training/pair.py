@@ -87,8 +87,35 @@ def talk(group: Group) -> dict[str, Any]:
                 raise ValueError("only here")
     except (LoraCliError, ValueError) as error:
         seen["together"] = [type(error).__name__, str(error)]
+    seen["met"] = meet(group)
     # They still understand each other afterwards.
     seen["after"] = group.add(torch.tensor(1)).item()
+    return seen
+
+
+def meet(group: Group) -> list[str]:
+    """Meet an error while the other process is in the middle of a block, and while it exchanges."""
+    seen = []
+    try:
+        with group.together():
+            group.meet()
+            if group.rank == 1:
+                raise ValueError("in the middle")
+            group.meet()
+            seen.append("came too far")
+    except (LoraCliError, ValueError) as error:
+        seen.append(f"{type(error).__name__}: {error}")
+    # Of an error in an exchange nobody is told, since they wait for the exchange.
+    try:
+        if group.rank == 1:
+            with group.together():
+                group.begin_exchange()
+                raise ValueError("alone")
+    except ValueError as error:
+        seen.append(f"{type(error).__name__}: {error}")
+    with group.together():
+        group.begin_exchange()
+        group.end_exchange()
     return seen
 
 

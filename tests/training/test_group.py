@@ -89,6 +89,15 @@ def test_errors_are_everybodys(pair: list[Any]) -> None:
 
 
 @pytest.mark.slow
+def test_an_error_between_two_exchanges_is_everybodys(pair: list[Any]) -> None:
+    first, second = (rank["talk"]["met"] for rank in pair)
+    assert first == [
+        "LoraCliError: Rank 1 must go on, but failed: ValueError: in the middle.",
+    ]
+    assert second == ["ValueError: in the middle", "ValueError: alone"]
+
+
+@pytest.mark.slow
 def test_gradients_are_added_where_there_are_any(pair: list[Any]) -> None:
     for rank in pair:
         assert rank["gradients"] == [[3.0, 6.0], [1.0, 1.0, 5.0], None]

@@ -13,3 +13,6 @@ def test_a_short_last_step_counts() -> None:
         seed=0,
     )
     assert (plan.steps_per_epoch, plan.total_steps) == (3, 9)
+    assert [step for step in range(1, 10) if plan.is_due("epoch", step)] == [3, 6, 9]
+    # After the last step whatever the period.
+    assert [step for step in range(1, 10) if plan.is_due(4, step)] == [4, 8, 9]

@@ -13,6 +13,7 @@ from lora_cli.training.runtime import (
     seed_step,
     use_tf32,
 )
+from lora_cli.training.sharding import sharding_of_accelerate
 
 
 def draw(seed: int, step: int, rank: int) -> list[float]:
@@ -126,7 +127,11 @@ def test_the_loss_scale_of_a_scaler_continues() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "what"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")]
+    ("name", "what"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+        ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
+    ],
 )
 def test_what_accelerate_was_asked_for_is_not_ignored(
     monkeypatch: pytest.MonkeyPatch, name: str, what: str
@@ -137,3 +142,16 @@ def test_what_accelerate_was_asked_for_is_not_ignored(
     assert caught.value.problems[0].id == "distributed.unsupported"
     monkeypatch.setenv(name, "false")
     assert Runtime(precision="float32").group.size == 1
+
+
+def test_one_process_has_nobody_to_share_the_base_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="must be false in a run of one process") as caught:
+        Runtime(precision="float32", shard_base=True)
+    assert caught.value.problems[0].id == "distributed.no-sharding"
+    sharding_of_accelerate.cache_clear()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(UserError, match="must be false in a run of one process"):
+        Runtime(precision="float32")
+    sharding_of_accelerate.cache_clear()
+    assert Runtime(precision="float32").sharding is None
