@@ -64,7 +64,8 @@ class ReportData:
         metric: Name of the selecting metric.
         evaluations: (step, value of the selecting metric); step 0 is before training.
         labels: Label names in order; empty for a task without classes.
-        confusion: Rows by true label and predicted label, ``confusion[true][predicted]``.
+        confusion: Rows by true label and predicted label, ``confusion[true][predicted]``; empty
+            where a row is not of one label.
         classes: For each label its precision, recall, f1 and support.
         averages: "macro" and "weighted", each like one of `classes`.
         notes: Sentences to show under the title.
@@ -112,8 +113,9 @@ def render_report(report: ReportData) -> str:
         ),
     ]
     if report.labels:
-        parts = _confusion(report), _section("Labels", _classes(report))
-        narrow = len(report.labels) <= _NARROW_MATRIX
+        scores = _section("Labels", _classes(report))
+        parts = (_confusion(report), scores) if report.confusion else (scores,)
+        narrow = len(parts) > 1 and len(report.labels) <= _NARROW_MATRIX
         sections += [_side_by_side(*parts)] if narrow else parts
     sections.append(_section("Settings", _settings(report.settings)))
     notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in report.notes)

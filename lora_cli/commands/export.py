@@ -90,7 +90,7 @@ def _inputs(opened: Opened, model: Any, probe: Probe | None, output: Path) -> Ex
         adapter_folder=opened.subject.adapter,
         model=model.cpu(),
         tokenizer=opened.tokenizer,
-        labels=tuple(opened.record.state["labels"]),
+        labels=tuple(opened.record.state.get("labels", ())),
         max_length=opened.config.task.max_length,
         output=output,
         example=None if probe is None else probe.batches[0]["inputs"],

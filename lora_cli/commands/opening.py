@@ -24,7 +24,7 @@ from lora_cli.commands.attaching import attach_adapter, make_ready
 from lora_cli.commands.display import Display
 from lora_cli.config.commands import TrainConfig
 from lora_cli.config.decode import decode
-from lora_cli.config.sections import DataConfig
+from lora_cli.config.tasks import DataConfig
 from lora_cli.data.types import Splits
 from lora_cli.errors import Problem, UserError
 from lora_cli.lora.merge import merge_lora
@@ -39,6 +39,7 @@ from lora_cli.models.base import (
 from lora_cli.models.sources import KEY as MODEL_KEY
 from lora_cli.models.sources import ModelSource, resolve_model
 from lora_cli.tasks.contract import Family, Task
+from lora_cli.tasks.heads import load_with_head
 from lora_cli.tasks.table import FAMILIES
 from lora_cli.training.runtime import default_device
 
@@ -102,6 +103,7 @@ class Opened:
         config = self.config.task
         if data.path is not None:
             _check_no_roles(data)
+            _check_columns(data, config.family)
             config = replace(config, data=data)
             splits, state = self.family.load_more(config, self.record.state, seed=self.config.seed)
             return splits, self.family.build(config, state, self.tokenizer)
@@ -149,13 +151,9 @@ def open_adapter(path: str, *, base: str | None, display: Display | None = None)
         )
     family = FAMILIES[config.task.family]
     tokenizer = load_tokenizer(source)
-    task, options = _bind(family, config, record, tokenizer, where=subject.adapter / RECORD)
-    loaded = load_base(
-        source,
-        auto_class=family.auto_class,
-        options=options,
-        dtype=config.model.dtype,
-        seed=config.seed,
+    task = _bind(family, config, record, tokenizer, where=subject.adapter / RECORD)
+    loaded = load_with_head(
+        source, family, record.state, dtype=config.model.dtype, seed=config.seed
     )
     loaded.model.to(default_device())
     check_vocabulary(tokenizer, loaded.model, source)
@@ -176,11 +174,11 @@ def open_adapter(path: str, *, base: str | None, display: Display | None = None)
 
 def _bind(
     family: Family, config: TrainConfig, record: AdapterRecord, tokenizer: Any, *, where: Path
-) -> tuple[Task, dict[str, Any]]:
-    """Return the task and the options of the model, from the state that the record holds."""
+) -> Task:
+    """Return the task, from the state that the record holds, which has been tried."""
     try:
-        options = family.model_options(record.state)
-        return family.build(config.task, record.state, tokenizer), options
+        family.model_options(record.state)
+        return family.build(config.task, record.state, tokenizer)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             Problem(
@@ -230,6 +228,29 @@ def _check_no_roles(data: DataConfig) -> None:
         )
 
 
+def _check_columns(data: DataConfig, family: str) -> None:
+    """Refuse names of columns that rows of this family do not have."""
+    readers = {item.name: item.metadata.get("only", {}) for item in fields(data)}
+    unread = {
+        name: readers[name]["task.family"]
+        for name in _changed(data)
+        if family not in readers[name].get("task.family", (family,))
+    }
+    if unread:
+        raise UserError(
+            [
+                Problem(
+                    id="config.not-read",
+                    message=f"`task.data.{name}` must be left out with an adapter for {family}, "
+                    "which reads no such column.",
+                    key=f"task.data.{name}",
+                    allowed=f"with an adapter for {' or '.join(families)}",
+                )
+                for name, families in unread.items()
+            ]
+        )
+
+
 def load_merged(opened: Opened, path: str) -> Any:
     """Load a merged model from its folder alone, as any program would.
 
@@ -251,8 +272,8 @@ def load_merged(opened: Opened, path: str) -> Any:
         dtype="auto",
         seed=opened.config.seed,
     )
-    labels = opened.family.model_options(opened.record.state)["id2label"]
-    if loaded.new_keys or loaded.model.config.id2label != labels:
+    labels = opened.family.model_options(opened.record.state).get("id2label")
+    if loaded.new_keys or (labels is not None and loaded.model.config.id2label != labels):
         raise UserError(not_merged(path, "has another head", opened.subject))
     return loaded.model.to(default_device())
 

@@ -41,13 +41,13 @@ from lora_cli.models.base import (
     BaseModel,
     agree_on_padding,
     check_vocabulary,
-    load_base,
     load_tokenizer,
 )
 from lora_cli.models.families import auto_targets
 from lora_cli.models.quantization import check_quantization, quantize_base
 from lora_cli.models.sources import ModelSource, check_sha256, resolve_model
 from lora_cli.tasks.contract import Features, Task
+from lora_cli.tasks.heads import load_with_head
 from lora_cli.tasks.table import FAMILIES
 from lora_cli.training.forward import check_forward
 from lora_cli.training.optim import check_optimizer
@@ -179,13 +179,7 @@ def load_model(
 ) -> tuple[BaseModel, Any, Task]:
     """Load the base with the head of the task, its tokenizer, and the task bound to both."""
     family = FAMILIES[config.task.family]
-    base = load_base(
-        source,
-        auto_class=family.auto_class,
-        options=family.model_options(state),
-        dtype=config.model.dtype,
-        seed=config.seed,
-    )
+    base = load_with_head(source, family, state, dtype=config.model.dtype, seed=config.seed)
     _check_length(config, base.model)
     check_forward(base.model, config.trainer)
     tokenizer = load_tokenizer(source)
@@ -265,7 +259,7 @@ def _note_coupling(task: Task, config: TrainConfig, display: Display) -> None:
 def encode_rows(task: Task, rows: Sequence[Row], name: str, display: Display) -> list[Features]:
     """Encode rows in order, and say how many were cut."""
     features = [task.encode(row) for row in display.track(f"encode {name}", rows)]
-    cut = sum(bool(row.get("truncated")) for row in features)
+    cut = sum(bool(row.get("cut")) for row in features)
     if cut:
         display.note(f"{name}: task.max_length cut {cut:,} of {len(rows):,} rows")
     return features

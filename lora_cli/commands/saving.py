@@ -175,7 +175,8 @@ def write_findings(
     """
     _write_predictions(path / "predictions" / "validation.jsonl", prepared.task, evaluation)
     details, notes = prepared.task.report(evaluation.predictions), prepared.splits.notes
-    data = report_data(path, config, result=result, details=details, notes=notes)
+    rows = len(evaluation.predictions)
+    data = report_data(path, config, result=result, details=details, rows=rows, notes=notes)
     write_report(path / "report.html", data)
 
 

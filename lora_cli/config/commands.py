@@ -20,10 +20,8 @@ from lora_cli.config.optim import (
     SgdConfig,
 )
 from lora_cli.config.sections import (
-    DataConfig,
     ModelConfig,
     RunConfig,
-    TextClassificationConfig,
     TrackingConfig,
     TrainerConfig,
     path_field,
@@ -40,13 +38,12 @@ from lora_cli.config.strategies import (
     StrategyConfig,
     TopStrategyConfig,
 )
-
-TaskConfig = TextClassificationConfig
+from lora_cli.config.tasks import TASKS, DataConfig, TaskConfig, TextClassificationConfig
 
 # Sections that hold one of several dataclasses: the key that tells which, and its table.
 # A task family, strategy, optimizer or schedule is added here and in the module that runs it.
 VARIANTS: dict[str, tuple[str, dict[str, type]]] = {
-    "task": ("family", {"text_classification": TextClassificationConfig}),
+    "task": ("family", TASKS),
     "strategy": (
         "name",
         {

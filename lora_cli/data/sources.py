@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lora_cli import packages
-from lora_cli.config.sections import DataConfig
+from lora_cli.config.tasks import DataConfig
 from lora_cli.data.columnar import load_class_names
 from lora_cli.data.files import DATA_LAYOUTS, check_is_file, read_file, resolve_layout, with_own_ids
 from lora_cli.data.hub import load_hub_rows

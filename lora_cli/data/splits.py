@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lora_cli.config.sections import DataConfig
+from lora_cli.config.tasks import DataConfig
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError, nearest_name
 

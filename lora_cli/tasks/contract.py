@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from lora_cli.data.types import Row, Splits
 
@@ -49,8 +50,8 @@ class Task(Protocol):
     def encode(self, row: Row) -> Features:
         """Turn one row into model inputs; pure, so that its result may be cached.
 
-        Returns a dict with `id`, `length` (a cost, used to put rows of like size together) and
-        whatever `collate` reads.
+        Returns a dict with `id`, `length` (a cost, used to put rows of like size together), `cut`
+        (the number of tokens that a limit left out) and whatever `collate` reads.
 
         Raises UserError that names the row if it cannot be encoded.
         """
@@ -73,7 +74,12 @@ class Task(Protocol):
         """Compute every metric of the family, once, from all predictions of a split."""
 
     def report(self, predictions: Sequence[Any]) -> dict[str, Any]:
-        """Compute the details that a person reads: per-class scores, a confusion matrix."""
+        """Compute the details that a person reads; empty where the metrics say it all.
+
+        Either `labels`, `classes` (of each label its precision, recall, f1 and support), `macro`
+        and `weighted` (averages of these) and, where there is one, `confusion`, the counts by
+        true and predicted label.
+        """
 
     def to_json(self, prediction: Any) -> dict[str, Any]:
         """Turn a prediction into plain JSON values for a line of a predictions file."""
@@ -116,6 +122,9 @@ class Family(Protocol):
 
     def model_options(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Return keyword arguments for `from_pretrained`, such as the number of labels."""
+
+    def start_head(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        """Change the random values of a new head to what is known from the data, if anything."""
 
     def build(self, config: Any, state: Mapping[str, Any], processor: Any) -> Task:
         """Bind the family to its configuration, to a saved state and to a tokenizer."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_cli.config.sections import DataConfig
+from lora_cli.config.tasks import DataConfig
 from lora_cli.data.splits import choose_splits, limit_rows, overlap_notes
 from lora_cli.data.types import Row
 from lora_cli.errors import UserError
@@ -62,7 +62,7 @@ def test_the_cut_depends_on_the_seed():
 
 def test_the_cut_is_the_same_in_another_process_with_another_hash_seed():
     code = (
-        "from lora_cli.config.sections import DataConfig\n"
+        "from lora_cli.config.tasks import DataConfig\n"
         "from lora_cli.data.splits import choose_splits\n"
         "from lora_cli.data.types import Row\n"
         "rows = tuple(Row(str(n), {}, 'f', n) for n in range(50))\n"

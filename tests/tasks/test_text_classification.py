@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss, matthews_corrcoef
 from transformers import AutoTokenizer
 
-from lora_cli.config.sections import DataConfig, TextClassificationConfig
+from lora_cli.config.tasks import DataConfig, TextClassificationConfig
 from lora_cli.data.types import Row
 from lora_cli.errors import UserError
 from lora_cli.tasks.text_classification import LabelPrediction, TextClassification
@@ -49,10 +49,10 @@ def test_tokens_are_those_of_the_tokenizer(tokenizer: Any) -> None:
     task = FAMILY.build(TextClassificationConfig(max_length=6), STATE, tokenizer)
     short = task.encode(row(1, text="a good film", label="good"))
     assert short["inputs"]["input_ids"] == tokenizer("a good film")["input_ids"]
-    assert (short["label"], short["truncated"], short["length"]) == (2, False, 5)
+    assert (short["label"], short["cut"], short["length"]) == (2, 0, 5)
     cut = task.encode(row(2, text="a good film and a bad film", label="bad"))
     assert tokenizer.decode(cut["inputs"]["input_ids"]) == "[CLS] a good film and [SEP]"
-    assert (cut["label"], cut["truncated"], cut["length"]) == (0, True, 6)
+    assert (cut["label"], cut["cut"], cut["length"]) == (0, 3, 6)
 
 
 def test_pairs_have_two_segments(tokenizer: Any) -> None:
