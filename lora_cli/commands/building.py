@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lora_cli.commands.continuing import merged_record
+from lora_cli.commands.merged_base import merged_record
 from lora_cli.commands.preparing import Prepared
 from lora_cli.commands.saving import unnamed
 from lora_cli.config.commands import TrainConfig

@@ -4,30 +4,23 @@ A merged one becomes a base model of its own, in ``base/`` of the run: the new a
 that and not to the model that the first one was trained on, and its record says so.
 """
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from lora_cli.artifacts.adapter import (
-    MERGED_BASE,
     Adapter,
     AdapterRecord,
     Subject,
     find_subject,
     load_adapter,
 )
-from lora_cli.artifacts.commit import put_in_place, staged_beside
-from lora_cli.artifacts.merged import write_merged
 from lora_cli.artifacts.peft_format import PeftAdapter
 from lora_cli.commands.display import Display
-from lora_cli.commands.merging import Probe, take_probe
-from lora_cli.commands.opening import base_path, open_adapter, training_config
+from lora_cli.commands.opening import base_path, training_config
 from lora_cli.config.adapters import LoraConfig
 from lora_cli.config.commands import TrainConfig
 from lora_cli.config.composed import Composed
@@ -40,14 +33,13 @@ from lora_cli.lora.patterns import is_inside
 from lora_cli.lora.state import adapter_state, load_adapter_state
 from lora_cli.lora.strategies import check_mergeable, head_modules
 from lora_cli.models.heads import head_names
-from lora_cli.models.sources import ModelSource, check_sha256, resolve_model
 from lora_cli.tasks.table import FAMILIES
 
 # Settings of training alone, which may differ in the next round.
 _FREE = ("lora.dropout",)
 _SHOWN = ("lora.r", "lora.alpha", "lora.targets")
-# Rows on which a merged base is compared with the adapter that it came from.
-_PROBE_ROWS = 32
+# Teaches the body of a model, so that any family can go on from it with a head of its own.
+_GENERAL = "masked_language_modeling"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +51,7 @@ class Start:
         adapter: Settings and tensors.
         record: What its folder says about it.
         config: The configuration that it was trained with.
+        family: Task family of the run that starts.
         is_merged: Whether it becomes part of the base, rather than being trained on.
     """
 
@@ -66,6 +59,7 @@ class Start:
     adapter: Adapter
     record: AdapterRecord
     config: TrainConfig
+    family: str
     is_merged: bool
 
     @property
@@ -73,10 +67,17 @@ class Start:
         """The run or folder, for people."""
         return str(self.subject.run or self.subject.adapter)
 
+    @property
+    def same_family(self) -> bool:
+        """Whether the adapter is of the task family of the run."""
+        return self.config.task.family == self.family
+
     def same_head(self, splits: Splits) -> bool:
         """Whether the head of the adapter suits these rows: the same labels in the same order."""
-        family = FAMILIES[self.config.task.family]
-        return family.model_options(splits.state) == family.model_options(self.record.state)
+        family = FAMILIES[self.family]
+        return self.same_family and family.model_options(splits.state) == family.model_options(
+            self.record.state
+        )
 
 
 def find_start(composed: Composed) -> tuple[Composed, Start | None]:
@@ -96,9 +97,10 @@ def find_start(composed: Composed) -> tuple[Composed, Start | None]:
         adapter=adapter,
         record=record,
         config=training_config(record, subject),
+        family=config.task.family,
         is_merged=config.adapter_mode == "merge",
     )
-    _check_task(start, config)
+    _check_task(start)
     plain = dict(composed.plain)
     if config.model.path is None:
         own = to_plain(start.config.model)
@@ -131,14 +133,16 @@ def _find(path: str) -> Subject:
         ) from error
 
 
-def _check_task(start: Start, config: TrainConfig) -> None:
-    if config.task.family != start.config.task.family:
+def _check_task(start: Start) -> None:
+    """Refuse an adapter that learned another task; what read plain text is of use to all."""
+    if not start.same_family and start.config.task.family != _GENERAL:
         raise UserError(
             Problem(
                 id="adapter.other-task",
-                message=f"`adapter` must be of the task family of the run ({config.task.family}), "
+                message=f"`adapter` must be of the task family of the run ({start.family}), "
                 f"but is of {start.config.task.family}.",
                 key="adapter",
+                allowed=", ".join(dict.fromkeys((start.family, _GENERAL))),
             )
         )
 
@@ -225,7 +229,9 @@ def show_start(display: Display, start: Start, config: TrainConfig, *, same_head
             if name in _SHOWN or value != usual[name]
         ]
         display.note(f"continuing {start.name} with its settings: {' '.join(shown)}")
-    if not same_head:
+    if not start.same_family:
+        display.note(f"the head starts anew, since the adapter's is of {start.config.task.family}")
+    elif not same_head:
         before = ", ".join(map(str, start.record.state.get("labels", ())))
         display.note(
             f"the head starts anew, since the labels are not those of the adapter ({before})"
@@ -269,53 +275,12 @@ def load_start(start: Start, model: nn.Module, saved: tuple[str, ...], *, same_h
         fresh = adapter_state(model, saved)
         state = {name: value for name, value in state.items() if not is_inside(name, heads)}
         state = {**state, **{n: value for n, value in fresh.items() if is_inside(n, heads)}}
+        if not start.same_family:
+            # Heads differ in what they take of the body, such as a pooler.
+            body = str(getattr(model, "base_model_prefix", ""))
+            state = {n: value for n, value in state.items() if n in fresh or is_inside(n, [body])}
+            state = {**fresh, **state}
     load_adapter_state(model, state, saved, where=str(start.subject.adapter))
-
-
-@contextmanager
-def base_staged(path: Path, start: Start | None, *, resume: bool) -> Iterator[Path | None]:
-    """Give a folder for a merged base until the run directory is ready to take it.
-
-    Args:
-        path: The run directory.
-        start: What the run starts from.
-        resume: Whether the run has its base already; that folder is given then.
-    """
-    if start is None or not start.is_merged:
-        yield None
-    elif resume and (path / MERGED_BASE).is_dir():
-        yield path / MERGED_BASE
-    else:
-        with staged_beside(path) as staged:
-            yield staged / MERGED_BASE
-
-
-def merge_base(
-    start: Start, source: ModelSource, folder: Path, config: TrainConfig, splits: Splits
-) -> tuple[ModelSource, Probe | None]:
-    """Write adapter and base as one model, unless it is there, and return it.
-
-    Without the head where that starts anew. Where it does not, what the adapter says about some
-    rows comes with it, for `check_same` with the model as it is read back.
-    """
-    if not folder.is_dir():
-        opened = open_adapter(start.name, base=str(source.place))
-        model, probe = opened.attach(), None
-        same_head = start.same_head(splits)
-        # Quantizing makes it another model.
-        if same_head and config.model.quantization == "none":
-            task = opened.family.build(config.task, splits.state, opened.tokenizer)
-            features = [task.encode(row) for row in splits.rows["train"][:_PROBE_ROWS]]
-            probe = take_probe(task, model, features, split="train")
-        opened.merge()
-        body: Any = model.cpu() if same_head else model.cpu().base_model
-        folder.mkdir()
-        write_merged(body, opened.tokenizer, folder)
-        return replace(resolve_model(str(folder)), name=f"{start.name}, merged"), probe
-    written = json.loads((folder.parent / "environment.json").read_bytes())
-    merged = resolve_model(str(folder))
-    check_sha256(merged, written["base"]["sha256"])
-    return replace(merged, name=f"{start.name}, merged"), None
 
 
 def trained_again(start: Start | None, model: nn.Module) -> tuple[str, ...]:
@@ -326,23 +291,3 @@ def trained_again(start: Start | None, model: nn.Module) -> tuple[str, ...]:
         paths = dict(model.named_modules())
         return tuple(name for name in start.adapter.saved_modules if name in paths)
     return head_modules(model, ())
-
-
-def install_base(source: ModelSource, path: Path) -> ModelSource:
-    """Move a merged base from where it was staged into the run directory; return its new place."""
-    place = path / MERGED_BASE
-    if source.folder == place:
-        return source
-    put_in_place(source.folder, place)
-    return replace(source, folder=place)
-
-
-def merged_record(start: Start, source: ModelSource, path: Path) -> dict[str, Any]:
-    """Return what the record of the new adapter says of its base."""
-    return {
-        "name": str((path / MERGED_BASE).absolute()),
-        "revision": None,
-        "sha256": source.sha256,
-        "folder": MERGED_BASE,
-        "merged": {"adapter": Path(start.name).resolve().name, "base": dict(start.record.base)},
-    }

@@ -70,12 +70,13 @@ def _check_peft(opened: Opened) -> None:
         UserError: If it is none.
     """
     adapter = opened.adapter
-    if isinstance(adapter, Tuned) and adapter.prefix is None:
+    if isinstance(adapter, Tuned) and not adapter.loads_in_peft:
         raise UserError(
             Problem(
                 id="export.not-peft",
                 message="`format` must suit what was trained, but peft cannot load what "
-                f"strategy={opened.config.strategy.name} trains.",
+                f"strategy={opened.config.strategy.name} trains for "
+                f"task={opened.config.task.family}.",
                 key="format",
                 allowed=", ".join(name for name in EXPORTERS if name != "peft"),
                 fix="format=hf writes the tuned model"

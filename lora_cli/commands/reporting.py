@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_cli.artifacts.adapter import Adapter, AdapterRecord
 from lora_cli.artifacts.card import CardData
-from lora_cli.artifacts.report import ReportData
+from lora_cli.artifacts.report import DataTable, ReportData
 from lora_cli.artifacts.run_dir import PACKAGES, read_metrics
 from lora_cli.artifacts.tuned import Tuned
 from lora_cli.commands.display import Display
@@ -78,7 +78,7 @@ def card_data(
     """Gather what the model card says."""
     kind, is_peft = KINDS["lora"], True
     if isinstance(adapter, Tuned):
-        kind, is_peft = KINDS[config.strategy.name], adapter.prefix is not None
+        kind, is_peft = KINDS[config.strategy.name], adapter.loads_in_peft
     return CardData(
         name=name,
         base=adapter.base_name or "",
@@ -115,6 +115,7 @@ def report_data(
     details: Mapping[str, Any],
     rows: int,
     notes: Sequence[str],
+    data: Sequence[DataTable],
 ) -> ReportData:
     """Gather what report.html shows, curves from the run's metrics.jsonl."""
     lines = read_metrics(path / "metrics.jsonl")
@@ -144,6 +145,7 @@ def report_data(
         classes=details.get("classes", ()),
         averages={name: details[name] for name in ("macro", "weighted") if name in details},
         notes=notes,
+        data=data,
     )
 
 

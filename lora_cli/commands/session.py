@@ -8,10 +8,7 @@ from typing import Any
 import torch
 
 from lora_cli.artifacts.adapter import MERGED_BASE, load_adapter
-from lora_cli.artifacts.checkpoint import (
-    Checkpointer,
-    list_checkpoints,
-)
+from lora_cli.artifacts.checkpoint import Checkpointer, list_checkpoints
 from lora_cli.artifacts.run_dir import (
     MetricsFile,
     clear_run_dir,
@@ -19,7 +16,7 @@ from lora_cli.artifacts.run_dir import (
     write_json,
 )
 from lora_cli.commands.building import base_record, build_plan
-from lora_cli.commands.continuing import install_base, load_start
+from lora_cli.commands.continuing import load_start
 from lora_cli.commands.display import Display
 from lora_cli.commands.finishing import (
     compared_forms,
@@ -28,6 +25,7 @@ from lora_cli.commands.finishing import (
     first_metrics,
     show_result,
 )
+from lora_cli.commands.merged_base import install_base
 from lora_cli.commands.phases import (
     FirstPhase,
     merged_state,
@@ -336,7 +334,7 @@ class Session:
             merged=evaluate_merged(trainer, prepared, config, self._display),
         )
         result = {
-            **describe_result(trainer, ended, columns, metric=prepared.task.metric),
+            **describe_result(trainer, ended, columns, prepared, evaluation),
             "best_step": (trainer.progress.best_step or 0) + self._before,
             "adapter_bytes": adapter_bytes,
             **({} if self._first is None else self._first.as_json(ended)),

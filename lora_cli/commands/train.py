@@ -10,10 +10,11 @@ from lora_cli.artifacts.run_dir import (
     check_run_dir,
     choose_run_dir,
 )
-from lora_cli.commands.continuing import base_staged, find_start
+from lora_cli.commands.continuing import find_start
 from lora_cli.commands.display import Display
 from lora_cli.commands.failing import add_what_is_saved
 from lora_cli.commands.launching import launch, must_launch
+from lora_cli.commands.merged_base import base_staged
 from lora_cli.commands.observing import observing
 from lora_cli.commands.options import Options
 from lora_cli.commands.preparing import prepare

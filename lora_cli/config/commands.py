@@ -296,6 +296,22 @@ class StatusConfig:
     """Seconds from one look to the next."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TasksConfig:
+    """List the tasks that have a name: data set, columns, family and metric."""
+
+    search: str | None = text_field()
+    """Words that must all be found in what is listed, such as a family, metric or column."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelsConfig:
+    """List the base models that have a name: hub id, language and size."""
+
+    search: str | None = text_field()
+    """Words that must all be found in what is listed, such as a language."""
+
+
 COMMANDS: dict[str, type] = {
     "train": TrainConfig,
     "eval": EvalConfig,
@@ -304,4 +320,6 @@ COMMANDS: dict[str, type] = {
     "export": ExportConfig,
     "targets": TargetsConfig,
     "status": StatusConfig,
+    "tasks": TasksConfig,
+    "models": ModelsConfig,
 }

@@ -51,7 +51,8 @@ class Task(Protocol):
         """Turn one row into model inputs; pure, so that its result may be cached.
 
         Returns a dict with `id`, `length` (a cost, used to put rows of like size together), `cut`
-        (the number of tokens that a limit left out) and whatever `collate` reads.
+        (the number of tokens that a limit left out), `supervised` (the number of things in it
+        to learn from: rows, words, tokens) and whatever `collate` reads.
 
         Raises UserError that names the row if it cannot be encoded.
         """
@@ -64,7 +65,10 @@ class Task(Protocol):
 
         In training, `batch["label_smoothing"]` may hold the share of each label that is to be
         spread over all labels. Families whose loss has no such thing are not given any: they are
-        left out of what `trainer.label_smoothing` may be set with.
+        left out of what `trainer.label_smoothing` may be set with. `batch["seed"]` is a number
+        that differs from step to step, for families that draw something themselves: with the id of
+        a row it says what to draw for it, in whatever batch or process that row is. Outside of
+        training there is none.
         """
 
     def decode(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[Any]:
@@ -116,6 +120,9 @@ class Family(Protocol):
 
         Raises UserError if a column that the task reads is missing.
         """
+
+    def count_labels(self, rows: Sequence[Row], state: Mapping[str, Any]) -> Mapping[str, int]:
+        """Return how often each label is there; nothing where targets are no labels."""
 
     def check_row(self, row: Row, state: Mapping[str, Any]) -> None:
         """Raise UserError if the task cannot predict this row."""

@@ -1,6 +1,7 @@
 """What the families share whose rows have labels from a fixed set, which is learned from train."""
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,6 +74,14 @@ class LabelFamily(RowFamily):
         """Name the labels that train has none of."""
         labels = [label for row in self.all_labels(train, state["columns"]) for label in row]
         return label_notes(state["labels"], labels, indices=indices_of(state))
+
+    def count_labels(self, rows: Sequence[Row], state: Mapping[str, Any]) -> dict[str, int]:
+        """Return how often each label is there, in the order of the outputs."""
+        indices = indices_of(state)
+        found = Counter(
+            indices[label] for labels in self.all_labels(rows, state["columns"]) for label in labels
+        )
+        return {name: found[index] for index, name in enumerate(state["labels"])}
 
     def describe(self, state: Mapping[str, Any]) -> str:
         """Return the number of labels."""

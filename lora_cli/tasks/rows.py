@@ -9,8 +9,11 @@ from torch import nn
 
 from lora_cli.config.tasks import DataConfig
 from lora_cli.data.columns import list_columns, resolve_column
+from lora_cli.data.files import DATA_LAYOUTS
+from lora_cli.data.groups import Groups
+from lora_cli.data.repeats import repeat_notes, repeated_rows
 from lora_cli.data.sources import Loaded, load_rows
-from lora_cli.data.splits import choose_splits, limit_rows, overlap_notes
+from lora_cli.data.splits import choose_splits, limit_rows
 from lora_cli.data.types import Row, Splits
 from lora_cli.errors import Problem, UserError
 
@@ -24,7 +27,7 @@ class Role:
     Attributes:
         name: What it is; the setting ``task.data.<name>_column`` names its column.
         known: Usual names of the column, best first.
-        optional: Whether there is none unless the user names one.
+        optional: Whether there may be none: unless the user names one, or a usual name is there.
     """
 
     name: str
@@ -40,10 +43,12 @@ class RowFamily(ABC):
     Attributes:
         inputs: What is read of every row.
         targets: What is to be learned; not read of rows that are predicted.
+        layouts: Of the files that rows with targets can be in.
     """
 
     inputs: tuple[Role, ...]
     targets: tuple[Role, ...]
+    layouts: tuple[str, ...] = DATA_LAYOUTS
 
     @abstractmethod
     def check_rows(self, rows: Sequence[Row], columns: Columns) -> list[Problem]:
@@ -85,37 +90,65 @@ class RowFamily(ABC):
         """Leave the random values of a new head as they are."""
         del model, state
 
+    def count_labels(self, rows: Sequence[Row], state: Mapping[str, Any]) -> dict[str, int]:
+        """Return how often each label is there; nothing where targets are no labels."""
+        del rows, state
+        return {}
+
     def stratum(self, row: Row, columns: Columns) -> Any:
         """Return what a cut of train is balanced by, compared as text."""
         del row, columns
         return None
 
+    def groups(self, columns: Columns) -> Groups | None:
+        """Return which rows are evaluated together, if any are."""
+        del columns
+        return None
+
+    def input_columns(self, columns: Columns) -> list[str]:
+        """Return the columns that make two rows the same where they are alike."""
+        return read_columns(self.inputs, columns)
+
+    def check_evaluated(self, config: Any, rows: Sequence[Row], columns: Columns) -> list[Problem]:
+        """Return what is wrong with the rows of a split only for evaluating them."""
+        del config, rows, columns
+        return []
+
     def load(self, config: Any, *, seed: int) -> Splits:
         """Read, split and check the rows; learn the state from train."""
-        data, loaded = config.data, load_rows(config.data)
+        data, loaded = config.data, load_rows(config.data, layouts=self.layouts)
         train = loaded.rows.get(data.train_split) or next(iter(loaded.rows.values()))
         columns, notes = self._resolve(data, list_columns(train))
+        known, known_notes = self._with_targets(loaded, columns)
         splits, split_notes = choose_splits(
-            loaded.rows, data, seed=seed, label_of=lambda row: self.stratum(row, columns)
+            known,
+            data,
+            seed=seed,
+            label_of=lambda row: self.stratum(row, columns),
+            groups=self.groups(columns),
         )
         raise_if(p for rows in splits.values() for p in self.check_rows(rows, columns))
         learned = self.learn(config, splits["train"], loaded, columns)
         state = {"columns": columns, **learned}
         raise_if(p for rows in splits.values() for p in self.check_known(rows, state))
-        limited, limit_notes = limit_rows(splits, data, seed=seed)
+        raise_if(self._check_evaluated(config, splits, columns))
+        limited, limit_notes = limit_rows(splits, data, seed=seed, groups=self.groups(columns))
         state |= self.learn_used(config, limited["train"], state)
         sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in limited.items())
         learned_text = self.describe(state)
+        repeated = repeated_rows(limited, self.input_columns(columns))
         return Splits(
             rows=limited,
             state=state,
+            repeated=repeated,
             notes=(
                 *loaded.notes,
                 *notes,
+                *known_notes,
                 *split_notes,
                 *limit_notes,
                 *self.notes(splits["train"], state),
-                *overlap_notes(limited, read_columns(self.inputs, columns)),
+                *repeat_notes(limited, repeated),
                 f"data: {data.path}: {sizes} rows" + (learned_text and f", {learned_text}"),
             ),
         )
@@ -124,15 +157,19 @@ class RowFamily(ABC):
         self, config: Any, state: Mapping[str, Any], *, seed: int
     ) -> tuple[Splits, Mapping[str, Any]]:
         """Read and check rows with targets, given a state that was learned from others."""
-        data, loaded = config.data, load_rows(config.data, file_split="test")
+        data, loaded = config.data, load_rows(config.data, file_split="test", layouts=self.layouts)
         columns, notes = self._resolve(
             data, list_columns([row for rows in loaded.rows.values() for row in rows])
         )
+        known, known_notes = self._with_targets(loaded, columns)
         bound = self.rebind(config, {**state, "columns": columns})
-        raise_if(p for rows in loaded.rows.values() for p in self.check_rows(rows, columns))
-        raise_if(p for rows in loaded.rows.values() for p in self.check_known(rows, bound))
-        limited, limit_notes = limit_rows(loaded.rows, data, seed=seed, is_training=False)
-        return Splits(limited, bound, (*loaded.notes, *notes, *limit_notes)), bound
+        raise_if(p for rows in known.values() for p in self.check_rows(rows, columns))
+        raise_if(p for rows in known.values() for p in self.check_known(rows, bound))
+        raise_if(self._check_evaluated(config, known, columns))
+        limited, limit_notes = limit_rows(
+            known, data, seed=seed, is_training=False, groups=self.groups(columns)
+        )
+        return Splits(limited, bound, (*loaded.notes, *notes, *known_notes, *limit_notes)), bound
 
     def rebind(self, config: Any, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the state as the settings of other rows than those of training change it."""
@@ -173,6 +210,31 @@ class RowFamily(ABC):
         unread = {role.name: None for role in self.targets}
         raise_if(self.check_rows((row,), {**state["columns"], **unread}))
 
+    def _check_evaluated(
+        self, config: Any, splits: Mapping[str, Sequence[Row]], columns: Columns
+    ) -> list[Problem]:
+        evaluated = [rows for split, rows in splits.items() if split != "train"]
+        return [p for rows in evaluated for p in self.check_evaluated(config, rows, columns)]
+
+    def _with_targets(
+        self, loaded: Loaded, columns: Columns
+    ) -> tuple[dict[str, tuple[Row, ...]], list[str]]:
+        """Leave out rows with -1 in a column whose label names the data set declares.
+
+        It stands for a row without a label there, such as one that annotators did not agree on.
+        """
+        declared = [c for c in read_columns(self.targets, columns) if c in loaded.class_names]
+        known, notes = {}, []
+        for split, rows in loaded.rows.items():
+            kept = tuple(row for row in rows if all(row.values.get(c) != -1 for c in declared))
+            known[split] = kept
+            if len(kept) < len(rows):
+                notes.append(
+                    f"{split}: left out {len(rows) - len(kept):,} of {len(rows):,} rows, which "
+                    f"have no label ({', '.join(declared)} is -1)"
+                )
+        return known, notes
+
     def _resolve(self, data: DataConfig, columns: Sequence[str]) -> tuple[Columns, list[str]]:
         """Return the column of each role, and what was chosen for the user."""
         problems: list[Problem] = []
@@ -180,7 +242,8 @@ class RowFamily(ABC):
         notes: list[str] = []
         for role in (*self.inputs, *self.targets):
             name: str | None = getattr(data, f"{role.name}_column")
-            if role.optional and name is None:
+            folded = {column.casefold() for column in columns}
+            if role.optional and name is None and not folded.intersection(role.known):
                 found[role.name] = None
                 continue
             key = f"task.data.{role.name}_column"

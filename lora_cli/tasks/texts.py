@@ -23,7 +23,7 @@ def encode_texts(row: Row, columns: Columns, tokenizer: Any, *, max_length: int)
 
     Returns:
         ``id``; ``inputs``, what the tokenizer returns for one row; ``length``, its tokens; and
-        ``cut``, the number of tokens that `max_length` left out.
+        ``cut``, the number of tokens that `max_length` left out; and ``supervised``, 1: the row.
     """
     texts = [row.values[column] for column in read_columns(TEXTS, columns)]
     inputs = dict(tokenizer(*texts))
@@ -31,7 +31,13 @@ def encode_texts(row: Row, columns: Columns, tokenizer: Any, *, max_length: int)
     if whole > max_length:
         inputs = dict(tokenizer(*texts, truncation=True, max_length=max_length))
     length = len(inputs["input_ids"])
-    return {"id": row.id, "inputs": inputs, "length": length, "cut": whole - length}
+    return {
+        "id": row.id,
+        "inputs": inputs,
+        "length": length,
+        "cut": whole - length,
+        "supervised": 1,
+    }
 
 
 def pad_inputs(tokenizer: Any, features: Sequence[Features]) -> Mapping[str, Any]:

@@ -103,6 +103,7 @@ class TokenClassificationTask:
             "inputs": dict(inputs),
             "length": length,
             "cut": whole - length,
+            "supervised": sum(place is not None for place in firsts),
             "text": text,
             "spans": spans,
             "firsts": firsts,

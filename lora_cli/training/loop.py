@@ -266,13 +266,11 @@ class Trainer:
         seed_step(self.plan.seed, step=self.progress.step, rank=self._group.rank)
         totals = torch.zeros(2, dtype=torch.float64)
         self._model.train()
-        smoothing = self.plan.trainer.label_smoothing
+        given = self.plan.batch_extras(self.progress.step)
         with self._group.together(), memory_checked(size, "training"):
             for features in batches:
                 batch = move_to(self.task.collate(features), self.runtime.device)
-                if smoothing:
-                    batch["label_smoothing"] = smoothing
-                output = self.task.forward(self._model, batch)
+                output = self.task.forward(self._model, {**batch, **given})
                 self.runtime.backward(output.loss_sum)
                 totals += torch.tensor([output.loss_sum.item(), output.count], dtype=torch.float64)
         self._group.add_gradients(self.parameters.values())
@@ -282,7 +280,7 @@ class Trainer:
     def _scale_gradients(self, count: float) -> float:
         """Divide the summed gradients by the count, clip them, and return their length before."""
         self._descent.unscale()
-        scale_gradients(self.parameters.values(), 1.0 / count)
+        scale_gradients(self.parameters.values(), 1.0 / count if count else 0.0)
         if self._watch is not None:
             self._watch.look()
         penalty = None if self._method is None else self._method.penalty()
