@@ -18,7 +18,7 @@ from datasets import Dataset
 from peft import LoraConfig, TaskType, get_peft_model
 from sklearn.metrics import accuracy_score, f1_score  # type: ignore[import-untyped]  # has none
 
-from lora_cli.config.sections import DataConfig, TextClassificationConfig
+from lora_cli.config.tasks import DataConfig, TextClassificationConfig
 from lora_cli.data.columns import canonical_label, label_indices
 from lora_cli.data.types import Splits
 from lora_cli.models.sources import resolve_model

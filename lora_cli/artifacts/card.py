@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _PIPELINES = {"SEQ_CLS": "text-classification"}
-_AUTO_CLASSES = {"SEQ_CLS": "AutoModelForSequenceClassification"}
 _MOST_LABELS = 50
 _BAR = "\\|"
 
@@ -20,7 +19,10 @@ class CardData:
         base: Hub name of the base model, or the last part of its path; paths are cut to that.
         base_sha256: sha256 of the base weights.
         task_type: PEFT's name for the kind of task, or None.
-        labels: Label names in order.
+        auto_class: Name of the transformers class that loads the base with the head of the task.
+        labels: Label names in order; empty for a task without any.
+        num_labels: Outputs of the head, where that has a number of its own.
+        has_one_label: Whether a row has one label, so that the largest output tells it.
         split: Split that the metrics are of.
         rows: Number of its rows.
         before: Metrics of the base model by name.
@@ -38,7 +40,10 @@ class CardData:
     base: str
     base_sha256: str
     task_type: str | None
+    auto_class: str
     labels: Sequence[str]
+    num_labels: int | None
+    has_one_label: bool
     split: str
     rows: int
     before: Mapping[str, float]
@@ -146,8 +151,8 @@ def _with_peft(card: CardData, base: str) -> list[str]:
 
 def _peft_sample(card: CardData, base: str) -> str:
     """Return Python code; the base's name enters it as a literal."""
-    auto_class = _AUTO_CLASSES.get(card.task_type or "", "AutoModel")
-    options = f", num_labels={len(card.labels)}" if card.labels else ""
+    auto_class = card.auto_class
+    options = f", num_labels={card.num_labels}" if card.num_labels else ""
     lines = [
         "from peft import PeftModel",
         f"from transformers import AutoTokenizer, {auto_class}",
@@ -157,7 +162,7 @@ def _peft_sample(card: CardData, base: str) -> str:
         'model = PeftModel.from_pretrained(model, "ADAPTER_FOLDER").eval()',
         "tokenizer = AutoTokenizer.from_pretrained(base)",
     ]
-    if card.labels and card.task_type == "SEQ_CLS":
+    if card.has_one_label:
         lines += [
             f"labels = {json.dumps(list(card.labels))}",
             'logits = model(**tokenizer("...", return_tensors="pt")).logits',

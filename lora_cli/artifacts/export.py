@@ -41,7 +41,7 @@ class ExportInputs:
         labels: Label names in order.
         max_length: Tokens that the adapter was trained to read.
         output: File or folder to write, where nothing is yet.
-        example: Model inputs of a few real rows, each (B, T); None makes some up.
+        example: Model inputs of a few real rows, rows first; None makes some up, of shape (B, T).
     """
 
     adapter_folder: Path
@@ -69,10 +69,11 @@ def export_hf(inputs: ExportInputs) -> None:
 def export_onnx(inputs: ExportInputs) -> None:
     """Write the merged model as one ONNX file that takes batches of any size and length.
 
-    Inputs are those that the tokenizer makes, int64 of shape (batch, length); the output is
-    ``logits``, float32 of shape (batch, classes). The file's metadata holds ``labels`` (a JSON
-    list) and ``max_length``. Weights of another dtype are written as float32, since not every
-    runtime computes in half precision. Above 2 GB the weights go into a second file beside it.
+    Inputs are those that the tokenizer makes, int64 of shape (batch, length); outputs are the
+    model's logits, float32 and rows first: ``logits``, or what the head calls them, such as
+    ``start_logits`` and ``end_logits``. The file's metadata holds ``labels`` (a JSON list) and
+    ``max_length``. Weights of another dtype are written as float32, since not every runtime
+    computes in half precision. Above 2 GB the weights go into a second file beside it.
 
     Raises:
         UserError: If the extra is not installed, or the model cannot be expressed in ONNX.
@@ -82,16 +83,19 @@ def export_onnx(inputs: ExportInputs) -> None:
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         model = copy.deepcopy(model).float()
     example = _example(inputs, model)
-    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    outputs = _output_names(model, example)
+    dynamic = tuple(
+        dict.fromkeys(range(x.dim()), torch.export.Dim.DYNAMIC) for x in example.values()
+    )
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                _LogitsOnly(model, tuple(example)).eval(),
+                _LogitsOnly(model, tuple(example), outputs).eval(),
                 tuple(example.values()),
                 dynamo=True,
                 input_names=list(example),
-                output_names=["logits"],
-                dynamic_shapes=(tuple(dynamic for _ in example),),
+                output_names=list(outputs),
+                dynamic_shapes=(dynamic,),
             )
     except torch.onnx.OnnxExporterError as error:
         raise UserError(
@@ -170,7 +174,7 @@ def check_format(format_: str) -> None:
 
 
 class OnnxModel:
-    """An exported model, called like the torch model: tensors in, an object with `logits` out.
+    """An exported model, called like the torch model: tensors in, an object with logits out.
 
     Runs on the CPU with as many threads as torch uses. Inputs that the graph does not have are
     left out; the graph has every input that changes its output.
@@ -217,38 +221,53 @@ class OnnxModel:
                 )
             ) from error
         self._inputs = [argument.name for argument in self._session.get_inputs()]
+        self._outputs = [argument.name for argument in self._session.get_outputs()]
 
     def __call__(self, **tensors: torch.Tensor) -> SimpleNamespace:
-        """Return an object whose `logits` has the shape (B, C), float32, on the CPU."""
+        """Return an object with what the model puts out by name, float32, on the CPU."""
         feeds = {name: tensors[name].cpu().numpy() for name in self._inputs}
-        (logits_BC,) = self._session.run(["logits"], feeds)
-        return SimpleNamespace(logits=torch.from_numpy(logits_BC))
+        found = zip(self._outputs, self._session.run(self._outputs, feeds), strict=True)
+        return SimpleNamespace(**{name: torch.from_numpy(values) for name, values in found})
 
 
 class _LogitsOnly(nn.Module):
-    """A model whose inputs come by position and whose only output is the logits."""
+    """A model whose inputs come by position and whose only outputs are its logits."""
 
-    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+    def __init__(self, model: nn.Module, names: tuple[str, ...], outputs: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
         self.names = names
+        self.outputs = outputs
 
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(**dict(zip(self.names, tensors, strict=True))).logits
-        return logits
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = self.model(**dict(zip(self.names, tensors, strict=True)))
+        return tuple(getattr(found, name) for name in self.outputs)
+
+
+def _output_names(model: nn.Module, example: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """Return the names of the logits that a model puts out, in its order."""
+    with torch.no_grad():
+        found = model(**example)
+    names = [name for name in found if name.endswith("logits")] if hasattr(found, "keys") else []
+    return tuple(names) or ("logits",)
 
 
 def _example(inputs: ExportInputs, model: nn.Module) -> dict[str, torch.Tensor]:
     """Return inputs to trace with, in the tokenizer's order.
 
-    They have 2 rows and more than 2 tokens: no size is 1 or equal to another, which a tracer may
-    take for fixed.
+    They have 2 rows, more than 3 tokens and, where a model chooses, 3 choices: no size is 1 or
+    equal to another, which a tracer may take for fixed.
     """
     example = inputs.example
-    if example is None or example["input_ids"].shape[1] < 3:
+    if example is None or example["input_ids"].shape[-1] < 4:
         example = inputs.tokenizer(
             ["one two three four", "five"], padding=True, return_tensors="pt"
         )
+    if type(inputs.model).__name__.endswith("ForMultipleChoice"):
+        example = {
+            name: (value if value.dim() == 3 else value.unsqueeze(1))[:, :1].repeat(1, 3, 1)
+            for name, value in example.items()
+        }
     accepted = inspect.signature(model.forward).parameters
     return {
         name: torch.cat([example[name], example[name]])[:2].contiguous()

@@ -2,11 +2,13 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from lora_cli.artifacts.commit import put_in_place, staged_beside
@@ -37,8 +39,21 @@ def save_merged(
     return folder_bytes(folder)
 
 
-def write_merged(model: Any, tokenizer: Any, folder: Path) -> None:
+def write_merged(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    *,
+    more: Mapping[str, torch.Tensor] = MappingProxyType({}),
+) -> None:
     """Write model and tokenizer into a folder with `save_pretrained`, and a list of the files last.
+
+    Args:
+        model: A transformers model without adapter layers.
+        tokenizer: Saved beside it.
+        folder: Where to.
+        more: Tensors that this model has no place for, and others on the same body have, by the
+            names that they have in the file.
 
     Raises:
         OSError: If writing failed.
@@ -46,7 +61,7 @@ def write_merged(model: Any, tokenizer: Any, folder: Path) -> None:
     # The trained head is float32; on a base of lower precision it is rounded here, once.
     weights = {
         name: tensor.to(model.dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
+        for name, tensor in {**model.state_dict(), **more}.items()
     }
     with silence(), _os_errors(folder):
         model.save_pretrained(folder, state_dict=weights)

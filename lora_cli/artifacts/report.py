@@ -49,6 +49,10 @@ svg text { fill: var(--soft); } .grid { stroke: var(--edge); fill: none; }
 """
 
 
+# Title, names of columns, rows of text.
+DataTable = tuple[str, Sequence[str], Sequence[Sequence[str]]]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportData:
     """What a report shows, as plain values.
@@ -64,10 +68,12 @@ class ReportData:
         metric: Name of the selecting metric.
         evaluations: (step, value of the selecting metric); step 0 is before training.
         labels: Label names in order; empty for a task without classes.
-        confusion: Rows by true label and predicted label, ``confusion[true][predicted]``.
+        confusion: Rows by true label and predicted label, ``confusion[true][predicted]``; empty
+            where a row is not of one label.
         classes: For each label its precision, recall, f1 and support.
         averages: "macro" and "weighted", each like one of `classes`.
         notes: Sentences to show under the title.
+        data: What the rows are like: a title, the names of columns, and rows of text, each.
     """
 
     name: str
@@ -84,6 +90,7 @@ class ReportData:
     classes: Sequence[Mapping[str, float]] = ()
     averages: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    data: Sequence[DataTable] = ()
 
 
 def write_report(path: Path, report: ReportData) -> None:
@@ -112,9 +119,13 @@ def render_report(report: ReportData) -> str:
         ),
     ]
     if report.labels:
-        parts = _confusion(report), _section("Labels", _classes(report))
-        narrow = len(report.labels) <= _NARROW_MATRIX
+        scores = _section("Labels", _classes(report))
+        parts = (_confusion(report), scores) if report.confusion else (scores,)
+        narrow = len(parts) > 1 and len(report.labels) <= _NARROW_MATRIX
         sections += [_side_by_side(*parts)] if narrow else parts
+    for title, head, rows in report.data:
+        lines = [_row(row[0], row[1:]) for row in rows]
+        sections.append(_section(title, _table(head, lines)))
     sections.append(_section("Settings", _settings(report.settings)))
     notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in report.notes)
     return (

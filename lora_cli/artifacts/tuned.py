@@ -39,6 +39,11 @@ class Tuned:
     revision: str | None = None
     prefix: PrefixSize | None = None
 
+    @property
+    def loads_in_peft(self) -> bool:
+        """Whether PEFT runs it as it is meant: without a kind of task it passes over a prefix."""
+        return self.prefix is not None and self.task_type is not None
+
 
 def tuned_files(tuned: Tuned) -> dict[str, bytes]:
     """Return the file of what is no prefix, by name."""

@@ -42,6 +42,8 @@ COMMANDS_OF_FLAG: dict[str, tuple[str, ...]] = {
     "--overwrite": ("train", "eval", "predict", "merge", "export"),
     "--config-name": ("train",),
 }
+# Settings that a subject sets; a command has one of them at most.
+_SUBJECT_KEYS = ("from", "search")
 ALL_FLAGS = ["--help", "--version", *OUR_FLAGS, *HYDRA_FLAGS]
 
 
@@ -92,10 +94,11 @@ def split(arguments: Sequence[str]) -> Invocation:
     recipe = None
     if command == "train":
         recipe = _recipe(subjects, dict(flags))
-    elif subjects and "from" not in all_keys(command):
-        raise UserError(_needless_subject(command, subjects[0]))
-    else:
-        settings += [f"from={quote_text(subject)}" for subject in subjects]
+    elif subjects:
+        key = next((name for name in _SUBJECT_KEYS if name in all_keys(command)), None)
+        if key is None:
+            raise UserError(_needless_subject(command, subjects[0]))
+        settings += [f"{key}={quote_text(subject)}" for subject in subjects]
     return Invocation(
         command=command,
         options=options,

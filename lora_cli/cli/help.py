@@ -49,6 +49,8 @@ EXAMPLES = {
         "lora-cli status runs/NAME watch=true",
         "lora-cli status runs/ --json",
     ),
+    "tasks": ("lora-cli tasks", "lora-cli tasks chinese", 'lora-cli tasks "token f1" --json'),
+    "models": ("lora-cli models", "lora-cli models chinese"),
 }
 
 FLAGS = (
@@ -68,7 +70,13 @@ FLAGS = (
     ("--version", "show the version"),
 )
 
-_SUBJECTS = {"train": " [RECIPE.yaml]", "merge": " [DIR]", "targets": ""}
+_SUBJECTS = {
+    "train": " [RECIPE.yaml]",
+    "merge": " [DIR]",
+    "targets": "",
+    "tasks": " [WORDS]",
+    "models": " [WORDS]",
+}
 
 
 def describe_command(command: str) -> str:

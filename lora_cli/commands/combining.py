@@ -24,11 +24,12 @@ from lora_cli.artifacts.peft_tensors import WEIGHTS_FILE
 from lora_cli.artifacts.run_dir import PACKAGES
 from lora_cli.commands.display import Display
 from lora_cli.commands.opening import Opened, open_adapter
+from lora_cli.commands.reporting import head_facts
 from lora_cli.config.adapters import LoraConfig
 from lora_cli.config.commands import MergeConfig, TrainConfig
 from lora_cli.config.decode import decode
 from lora_cli.config.schema import show, to_plain
-from lora_cli.config.sections import DataConfig
+from lora_cli.config.tasks import DataConfig
 from lora_cli.errors import Problem, UserError
 from lora_cli.lora.combine import Blend, combine_factors
 from lora_cli.lora.factors import Factors, combine_saved, factor_state, few, read_factors
@@ -120,7 +121,7 @@ def write_combined(combined: Combined, output: Path) -> int:
             base=opened.adapter.base_name or "",
             base_sha256=str(record.base["sha256"]),
             task_type=opened.adapter.task_type,
-            labels=tuple(record.state.get("labels", ())),
+            **head_facts(opened.config.task.family, record.state),
             split="",
             rows=0,
             before={},

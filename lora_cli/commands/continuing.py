@@ -38,6 +38,8 @@ from lora_cli.tasks.table import FAMILIES
 # Settings of training alone, which may differ in the next round.
 _FREE = ("lora.dropout",)
 _SHOWN = ("lora.r", "lora.alpha", "lora.targets")
+# Teaches the body of a model, so that any family can go on from it with a head of its own.
+_GENERAL = "masked_language_modeling"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +51,7 @@ class Start:
         adapter: Settings and tensors.
         record: What its folder says about it.
         config: The configuration that it was trained with.
+        family: Task family of the run that starts.
         is_merged: Whether it becomes part of the base, rather than being trained on.
     """
 
@@ -56,6 +59,7 @@ class Start:
     adapter: Adapter
     record: AdapterRecord
     config: TrainConfig
+    family: str
     is_merged: bool
 
     @property
@@ -63,10 +67,17 @@ class Start:
         """The run or folder, for people."""
         return str(self.subject.run or self.subject.adapter)
 
+    @property
+    def same_family(self) -> bool:
+        """Whether the adapter is of the task family of the run."""
+        return self.config.task.family == self.family
+
     def same_head(self, splits: Splits) -> bool:
         """Whether the head of the adapter suits these rows: the same labels in the same order."""
-        family = FAMILIES[self.config.task.family]
-        return family.model_options(splits.state) == family.model_options(self.record.state)
+        family = FAMILIES[self.family]
+        return self.same_family and family.model_options(splits.state) == family.model_options(
+            self.record.state
+        )
 
 
 def find_start(composed: Composed) -> tuple[Composed, Start | None]:
@@ -86,9 +97,10 @@ def find_start(composed: Composed) -> tuple[Composed, Start | None]:
         adapter=adapter,
         record=record,
         config=training_config(record, subject),
+        family=config.task.family,
         is_merged=config.adapter_mode == "merge",
     )
-    _check_task(start, config)
+    _check_task(start)
     plain = dict(composed.plain)
     if config.model.path is None:
         own = to_plain(start.config.model)
@@ -121,14 +133,16 @@ def _find(path: str) -> Subject:
         ) from error
 
 
-def _check_task(start: Start, config: TrainConfig) -> None:
-    if config.task.family != start.config.task.family:
+def _check_task(start: Start) -> None:
+    """Refuse an adapter that learned another task; what read plain text is of use to all."""
+    if not start.same_family and start.config.task.family != _GENERAL:
         raise UserError(
             Problem(
                 id="adapter.other-task",
-                message=f"`adapter` must be of the task family of the run ({config.task.family}), "
+                message=f"`adapter` must be of the task family of the run ({start.family}), "
                 f"but is of {start.config.task.family}.",
                 key="adapter",
+                allowed=", ".join(dict.fromkeys((start.family, _GENERAL))),
             )
         )
 
@@ -215,7 +229,9 @@ def show_start(display: Display, start: Start, config: TrainConfig, *, same_head
             if name in _SHOWN or value != usual[name]
         ]
         display.note(f"continuing {start.name} with its settings: {' '.join(shown)}")
-    if not same_head:
+    if not start.same_family:
+        display.note(f"the head starts anew, since the adapter's is of {start.config.task.family}")
+    elif not same_head:
         before = ", ".join(map(str, start.record.state.get("labels", ())))
         display.note(
             f"the head starts anew, since the labels are not those of the adapter ({before})"
@@ -259,6 +275,11 @@ def load_start(start: Start, model: nn.Module, saved: tuple[str, ...], *, same_h
         fresh = adapter_state(model, saved)
         state = {name: value for name, value in state.items() if not is_inside(name, heads)}
         state = {**state, **{n: value for n, value in fresh.items() if is_inside(n, heads)}}
+        if not start.same_family:
+            # Heads differ in what they take of the body, such as a pooler.
+            body = str(getattr(model, "base_model_prefix", ""))
+            state = {n: value for n, value in state.items() if n in fresh or is_inside(n, [body])}
+            state = {**fresh, **state}
     load_adapter_state(model, state, saved, where=str(start.subject.adapter))
 
 

@@ -12,11 +12,12 @@ from lora_cli.artifacts.commit import replace_file
 from lora_cli.artifacts.export import OnnxModel
 from lora_cli.artifacts.merged import check_output, folder_bytes
 from lora_cli.artifacts.room import make_room
+from lora_cli.commands.data_report import show_without, without_repeated
 from lora_cli.commands.display import Display
+from lora_cli.commands.encoding import encode_rows
 from lora_cli.commands.merging import TOLERANCE, compare, take_probe
 from lora_cli.commands.opening import Opened, load_merged, not_merged, open_adapter
 from lora_cli.commands.options import Options
-from lora_cli.commands.preparing import encode_rows
 from lora_cli.commands.reporting import show_comparison, show_report
 from lora_cli.config.commands import EvalConfig
 from lora_cli.config.composed import Composed
@@ -69,11 +70,17 @@ def run(composed: Composed, options: Options, display: Display) -> int:
         replace_file(output, "".join(lines).encode())
     show_report(display, task.report(evaluations["adapter"].predictions))
     show_comparison(display, split, len(rows), metrics, sizes=sizes)
+    without = without_repeated(
+        task, evaluations["adapter"], splits.repeated.get(split, frozenset())
+    )
+    if without is not None:
+        show_without(display, without)
     if output is not None:
         display.note(f"predictions: {output}")
     if opened.subject.run is not None:
         display.note(f"run directory: {opened.subject.run}")
-    display.result({"split": split, "rows": len(rows), **metrics, "bytes": sizes})
+    result = {"split": split, "rows": len(rows), **metrics, "bytes": sizes}
+    display.result(result if without is None else {**result, "without_repeated": without})
     return 0
 
 

@@ -70,12 +70,13 @@ def _check_peft(opened: Opened) -> None:
         UserError: If it is none.
     """
     adapter = opened.adapter
-    if isinstance(adapter, Tuned) and adapter.prefix is None:
+    if isinstance(adapter, Tuned) and not adapter.loads_in_peft:
         raise UserError(
             Problem(
                 id="export.not-peft",
                 message="`format` must suit what was trained, but peft cannot load what "
-                f"strategy={opened.config.strategy.name} trains.",
+                f"strategy={opened.config.strategy.name} trains for "
+                f"task={opened.config.task.family}.",
                 key="format",
                 allowed=", ".join(name for name in EXPORTERS if name != "peft"),
                 fix="format=hf writes the tuned model"
@@ -90,7 +91,7 @@ def _inputs(opened: Opened, model: Any, probe: Probe | None, output: Path) -> Ex
         adapter_folder=opened.subject.adapter,
         model=model.cpu(),
         tokenizer=opened.tokenizer,
-        labels=tuple(opened.record.state["labels"]),
+        labels=tuple(opened.record.state.get("labels", ())),
         max_length=opened.config.task.max_length,
         output=output,
         example=None if probe is None else probe.batches[0]["inputs"],

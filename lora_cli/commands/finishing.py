@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_cli.commands.data_report import show_without, without_repeated
 from lora_cli.commands.display import Display
 from lora_cli.commands.phases import FirstPhase, give_back_weights
 from lora_cli.commands.preparing import Prepared
@@ -13,6 +14,7 @@ from lora_cli.commands.saving import merge_trained
 from lora_cli.commands.sharing import merge_shares
 from lora_cli.config.commands import TrainConfig
 from lora_cli.lora.strategies import why_unmergeable
+from lora_cli.training.evaluation import Evaluation
 from lora_cli.training.events import RunEnded
 from lora_cli.training.loop import Trainer
 from lora_cli.training.sharding import is_sharded
@@ -61,7 +63,11 @@ def compared_forms(
 
 
 def describe_result(
-    trainer: Trainer, ended: RunEnded, columns: Mapping[str, Any], *, metric: str
+    trainer: Trainer,
+    ended: RunEnded,
+    columns: Mapping[str, Any],
+    prepared: Prepared,
+    evaluation: Evaluation,
 ) -> dict[str, Any]:
     """Return what result.json says of every finished run.
 
@@ -69,8 +75,12 @@ def describe_result(
         trainer: As it has ended.
         ended: How.
         columns: Metrics of the forms of the model; see `compared_forms`.
-        metric: Name of the one that selects the best checkpoint.
+        prepared: What was trained on.
+        evaluation: Of the adapter, on the validation rows.
     """
+    metric = prepared.task.metric
+    repeated = prepared.splits.repeated.get("validation", frozenset())
+    without = without_repeated(prepared.task, evaluation, repeated)
     return {
         "exit_code": 0,
         "reason": ended.reason,
@@ -82,6 +92,7 @@ def describe_result(
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "trainable_parameters": sum(p.numel() for p in trainer.parameters.values()),
         **trainer.sizes.halved(),
+        **({} if without is None else {"without_repeated": without}),
     }
 
 
@@ -96,6 +107,8 @@ def show_result(display: Display, path: Path, result: Mapping[str, Any], *, rows
     """
     columns = {form: result[form] for form in ORDER if form in result}
     show_comparison(display, "validation", rows, columns)
+    if without := result.get("without_repeated"):
+        show_without(display, without)
     display.note(f"best checkpoint: step {result['best_step']} of {result['steps']}")
     display.note(f"run directory: {path}")
     display.result({"run": str(path), **result})

@@ -11,6 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from lora_cli.artifacts.adapter import MERGED_BASE
 from lora_cli.artifacts.commit import put_in_place, staged_beside
 from lora_cli.artifacts.merged import write_merged
@@ -20,6 +23,8 @@ from lora_cli.commands.opening import open_adapter
 from lora_cli.config.commands import TrainConfig
 from lora_cli.data.types import Splits
 from lora_cli.models.sources import ModelSource, check_sha256, resolve_model
+from lora_cli.tasks.heads import load_with_head
+from lora_cli.tasks.table import FAMILIES
 
 # Rows on which a merged base is compared with the adapter that it came from.
 _PROBE_ROWS = 32
@@ -64,13 +69,40 @@ def merge_base(
         body: Any = model.cpu() if same_head else model.cpu().base_model
         # transformers writes in the first of several processes only; each reads its own here.
         body.should_save_on_this_rank = lambda _: True
+        more = {} if start.same_family else _beside(body, source, config, splits)
         folder.mkdir()
-        write_merged(body, opened.tokenizer, folder)
+        write_merged(body, opened.tokenizer, folder, more=more)
         return replace(resolve_model(str(folder)), name=f"{start.name}, merged"), probe
     written = json.loads((folder.parent / "environment.json").read_bytes())
     merged = resolve_model(str(folder))
     check_sha256(merged, written["base"]["sha256"])
     return replace(merged, name=f"{start.name}, merged"), None
+
+
+def _beside(
+    body: nn.Module, source: ModelSource, config: TrainConfig, splits: Splits
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of a base that the task of the run reads, but not that of the adapter.
+
+    Args:
+        body: That of the model that the adapter was merged into.
+        source: The base of the adapter.
+        config: Of the run.
+        splits: Its rows.
+    """
+    base = load_with_head(
+        source,
+        FAMILIES[config.task.family],
+        splits.state,
+        dtype=config.model.dtype,
+        seed=config.seed,
+    )
+    prefix, known = f"{base.model.base_model_prefix}.", body.state_dict()
+    return {
+        name: tensor
+        for name, tensor in base.model.base_model.state_dict().items()
+        if name not in known and prefix + name not in base.new_keys
+    }
 
 
 def install_base(source: ModelSource, path: Path) -> ModelSource:

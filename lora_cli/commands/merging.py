@@ -10,7 +10,7 @@ import torch
 
 from lora_cli.commands.display import Display
 from lora_cli.commands.opening import Opened
-from lora_cli.config.sections import DataConfig
+from lora_cli.config.tasks import DataConfig
 from lora_cli.errors import Problem, RunFailedError
 from lora_cli.lora.strategies import check_mergeable
 from lora_cli.tasks.contract import Batch, Features, Task

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from lora_cli.artifacts.adapter import (
 from lora_cli.artifacts.peft_format import PeftAdapter
 from lora_cli.commands.attaching import attach_adapter, make_ready
 from lora_cli.commands.display import Display
+from lora_cli.commands.new_rows import check_new_rows, check_no_new_rows
 from lora_cli.commands.recorded import training_config
 from lora_cli.config.commands import TrainConfig
-from lora_cli.config.sections import DataConfig
+from lora_cli.config.tasks import DataConfig
 from lora_cli.data.types import Splits
 from lora_cli.errors import Problem, UserError
 from lora_cli.lora.merge import merge_lora
@@ -39,6 +40,7 @@ from lora_cli.models.integrity import changed_settings
 from lora_cli.models.sources import KEY as MODEL_KEY
 from lora_cli.models.sources import ModelSource, resolve_model
 from lora_cli.tasks.contract import Family, Task
+from lora_cli.tasks.heads import load_with_head
 from lora_cli.tasks.table import FAMILIES
 from lora_cli.training.runtime import default_device
 
@@ -101,13 +103,11 @@ class Opened:
         """
         config = self.config.task
         if data.path is not None:
-            _check_no_roles(data)
+            check_new_rows(data, config.family)
             config = replace(config, data=data)
             splits, state = self.family.load_more(config, self.record.state, seed=self.config.seed)
             return splits, self.family.build(config, state, self.tokenizer)
-        changed = _changed(data)
-        if changed:
-            raise UserError([_no_path(name) for name in changed])
+        check_no_new_rows(data)
         if config.data.path is None:
             raise UserError(
                 Problem(
@@ -149,13 +149,9 @@ def open_adapter(path: str, *, base: str | None, display: Display | None = None)
         )
     family = FAMILIES[config.task.family]
     tokenizer = load_tokenizer(source)
-    task, options = _bind(family, config, record, tokenizer, where=subject.adapter / RECORD)
-    loaded = load_base(
-        source,
-        auto_class=family.auto_class,
-        options=options,
-        dtype=config.model.dtype,
-        seed=config.seed,
+    task = _bind(family, config, record, tokenizer, where=subject.adapter / RECORD)
+    loaded = load_with_head(
+        source, family, record.state, dtype=config.model.dtype, seed=config.seed
     )
     loaded.model.to(default_device())
     check_vocabulary(tokenizer, loaded.model, source)
@@ -176,11 +172,11 @@ def open_adapter(path: str, *, base: str | None, display: Display | None = None)
 
 def _bind(
     family: Family, config: TrainConfig, record: AdapterRecord, tokenizer: Any, *, where: Path
-) -> tuple[Task, dict[str, Any]]:
-    """Return the task and the options of the model, from the state that the record holds."""
+) -> Task:
+    """Return the task, from the state that the record holds, which has been tried."""
     try:
-        options = family.model_options(record.state)
-        return family.build(config.task, record.state, tokenizer), options
+        family.model_options(record.state)
+        return family.build(config.task, record.state, tokenizer)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             Problem(
@@ -191,43 +187,6 @@ def _bind(
                 fix="use an adapter folder as `lora-cli train` wrote it",
             )
         ) from error
-
-
-def _changed(data: DataConfig) -> list[str]:
-    plain = DataConfig()
-    return [
-        item.name for item in fields(data) if getattr(data, item.name) != getattr(plain, item.name)
-    ]
-
-
-def _no_path(name: str) -> Problem:
-    """A setting of new rows where no new rows are named, so that it would do nothing."""
-    return Problem(
-        id="data.no-path",
-        message=f"`task.data.{name}` must come with `task.data.path`, which names the rows that "
-        "it is about, but that is not set.",
-        key=f"task.data.{name}",
-        fix="add task.data.path=FILE, or leave it out",
-    )
-
-
-def _check_no_roles(data: DataConfig) -> None:
-    """Refuse roles of splits for rows that are not trained on, since they would do nothing."""
-    roles = ("train_split", "validation_split", "test_split")
-    changed = [name for name in _changed(data) if name in roles]
-    if changed:
-        raise UserError(
-            [
-                Problem(
-                    id="data.no-role",
-                    message=f"`task.data.{name}` must be left out where nothing is trained, "
-                    f"but is {getattr(data, name)}.",
-                    key=f"task.data.{name}",
-                    fix="`lora-cli eval` chooses a split with split=NAME",
-                )
-                for name in changed
-            ]
-        )
 
 
 def load_merged(opened: Opened, path: str) -> Any:
@@ -251,8 +210,8 @@ def load_merged(opened: Opened, path: str) -> Any:
         dtype="auto",
         seed=opened.config.seed,
     )
-    labels = opened.family.model_options(opened.record.state)["id2label"]
-    if loaded.new_keys or loaded.model.config.id2label != labels:
+    labels = opened.family.model_options(opened.record.state).get("id2label")
+    if loaded.new_keys or (labels is not None and loaded.model.config.id2label != labels):
         raise UserError(not_merged(path, "has another head", opened.subject))
     return loaded.model.to(default_device())
 

@@ -26,7 +26,8 @@ from lora_cli.lora.quantized import restore_weights
 from lora_cli.lora.state import load_adapter_state
 from lora_cli.lora.strategies import Applied, head_modules, train_all, widen
 from lora_cli.lora.tokens import prepare_tokens
-from lora_cli.models.base import BaseModel, agree_on_padding, load_base
+from lora_cli.models.base import BaseModel, agree_on_padding
+from lora_cli.tasks.heads import load_with_head
 from lora_cli.tasks.table import FAMILIES
 from lora_cli.training.events import (
     BatchHalved,
@@ -188,10 +189,10 @@ def give_back_weights(prepared: Prepared, config: TrainConfig, display: Display)
 def load_again(prepared: Prepared, config: TrainConfig) -> BaseModel:
     """Load the base model of a run once more, with the tokens that the run has added."""
     family = FAMILIES[config.task.family]
-    base = load_base(
+    base = load_with_head(
         prepared.source,
-        auto_class=family.auto_class,
-        options=family.model_options(prepared.splits.state),
+        family,
+        prepared.splits.state,
         dtype=config.model.dtype,
         seed=config.seed,
     )

@@ -110,7 +110,8 @@ def _predict(
 ) -> Iterator[str]:
     """Yield one line of JSON a row: the prediction, and the input's own columns.
 
-    A column of the input that has the name of a prediction key is kept as ``input_<name>``.
+    A column of the input that has the name of a prediction key is kept as ``input_<name>``, unless
+    the prediction repeats it.
     """
     features = [task.encode(row) for row in rows]
     evaluation = evaluate_rows(
@@ -121,7 +122,10 @@ def _predict(
         own = dict(row.values)
         line["id"] = own.pop("id", line["id"])
         for name, value in own.items():
-            line[f"input_{name}" if name in line else name] = value
+            if name not in line:
+                line[name] = value
+            elif line[name] != value:
+                line[f"input_{name}"] = value
         yield json.dumps(line, ensure_ascii=False)
 
 

@@ -14,7 +14,9 @@ from lora_cli.commands.continuing import (
     suit_labels,
     trained_again,
 )
+from lora_cli.commands.data_report import describe_rows, show_rows
 from lora_cli.commands.display import Display
+from lora_cli.commands.encoding import encode_rows
 from lora_cli.commands.merged_base import merge_base
 from lora_cli.commands.merging import Probe, show_same
 from lora_cli.commands.opening import check_base
@@ -41,13 +43,13 @@ from lora_cli.models.base import (
     BaseModel,
     agree_on_padding,
     check_vocabulary,
-    load_base,
     load_tokenizer,
 )
 from lora_cli.models.families import auto_targets
 from lora_cli.models.quantization import check_quantization, quantize_base
 from lora_cli.models.sources import ModelSource, check_sha256, resolve_model
 from lora_cli.tasks.contract import Features, Task
+from lora_cli.tasks.heads import load_with_head
 from lora_cli.tasks.table import FAMILIES
 from lora_cli.training.forward import check_forward
 from lora_cli.training.optim import check_optimizer
@@ -79,6 +81,7 @@ class Prepared:
         start: The adapter that the run starts from; its tensors are not in the model yet.
         train: Encoded training rows.
         validation: Encoded validation rows.
+        report: What the rows are like; see `describe_rows`.
     """
 
     splits: Splits
@@ -99,6 +102,7 @@ class Prepared:
     start: Start | None
     train: Sequence[Features]
     validation: Sequence[Features]
+    report: Mapping[str, Any]
 
 
 def prepare(
@@ -141,6 +145,12 @@ def prepare(
     else:
         changed = _apply(base, config, display)
     _show_model(display, base.model, source, changed)
+    encoded = {
+        split: encode_rows(task, rows[split], split, display) for split in ("train", "validation")
+    }
+    used = replace(splits, rows=rows)
+    report = describe_rows(FAMILIES[config.task.family], used, encoded)
+    show_rows(display, report)
     return Prepared(
         splits=splits,
         source=source,
@@ -158,14 +168,15 @@ def prepare(
         own_frozen=frozen,
         same_head=same_head,
         start=start,
-        train=encode_rows(task, rows["train"], "train", display),
-        validation=encode_rows(task, rows["validation"], "validation", display),
+        train=encoded["train"],
+        validation=encoded["validation"],
+        report=report,
     )
 
 
 def _rows_to_use(
     splits: Splits, config: TrainConfig, display: Display
-) -> Mapping[str, Sequence[Row]]:
+) -> Mapping[str, tuple[Row, ...]]:
     count = config.trainer.overfit_rows
     if count is None:
         return splits.rows
@@ -179,13 +190,7 @@ def load_model(
 ) -> tuple[BaseModel, Any, Task]:
     """Load the base with the head of the task, its tokenizer, and the task bound to both."""
     family = FAMILIES[config.task.family]
-    base = load_base(
-        source,
-        auto_class=family.auto_class,
-        options=family.model_options(state),
-        dtype=config.model.dtype,
-        seed=config.seed,
-    )
+    base = load_with_head(source, family, state, dtype=config.model.dtype, seed=config.seed)
     _check_length(config, base.model)
     check_forward(base.model, config.trainer)
     tokenizer = load_tokenizer(source)
@@ -260,15 +265,6 @@ def _quantize(
 def _note_coupling(task: Task, config: TrainConfig, display: Display) -> None:
     if task.couples_rows and config.trainer.micro_batch_size is not None:
         display.note("the loss couples the rows of a batch: trainer.micro_batch_size changes it")
-
-
-def encode_rows(task: Task, rows: Sequence[Row], name: str, display: Display) -> list[Features]:
-    """Encode rows in order, and say how many were cut."""
-    features = [task.encode(row) for row in display.track(f"encode {name}", rows)]
-    cut = sum(bool(row.get("truncated")) for row in features)
-    if cut:
-        display.note(f"{name}: task.max_length cut {cut:,} of {len(rows):,} rows")
-    return features
 
 
 def _load_inputs(

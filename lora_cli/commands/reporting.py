@@ -7,13 +7,14 @@ from typing import Any
 
 from lora_cli.artifacts.adapter import Adapter, AdapterRecord
 from lora_cli.artifacts.card import CardData
-from lora_cli.artifacts.report import ReportData
+from lora_cli.artifacts.report import DataTable, ReportData
 from lora_cli.artifacts.run_dir import PACKAGES, read_metrics
 from lora_cli.artifacts.tuned import Tuned
 from lora_cli.commands.display import Display
 from lora_cli.config.commands import TrainConfig
 from lora_cli.config.schema import flatten, show, to_plain
 from lora_cli.lora.strategies import WITH_LORA
+from lora_cli.tasks.table import FAMILIES
 
 # "start" is the adapter that a run starts from, "lora" the first phase of a run of two.
 ORDER = ("base", "start", "lora", "adapter", "merged", "exported")
@@ -55,7 +56,9 @@ def show_comparison(
 
 
 def show_report(display: Display, report: Mapping[str, Any]) -> None:
-    """Show the scores of each class, and their averages."""
+    """Show the scores of each class, and their averages, where a task has them."""
+    if "classes" not in report:
+        return
     lines = list(zip(report["labels"], report["classes"], strict=True))
     lines += [("macro average", report["macro"]), ("weighted average", report["weighted"])]
     table = [
@@ -75,13 +78,13 @@ def card_data(
     """Gather what the model card says."""
     kind, is_peft = KINDS["lora"], True
     if isinstance(adapter, Tuned):
-        kind, is_peft = KINDS[config.strategy.name], adapter.prefix is not None
+        kind, is_peft = KINDS[config.strategy.name], adapter.loads_in_peft
     return CardData(
         name=name,
         base=adapter.base_name or "",
         base_sha256=str(record.base["sha256"]),
         task_type=adapter.task_type,
-        labels=tuple(record.state.get("labels", ())),
+        **head_facts(config.task.family, record.state),
         split=str(record.metrics["split"]),
         rows=int(record.metrics["rows"]),
         before=record.metrics["base"],
@@ -94,13 +97,25 @@ def card_data(
     )
 
 
+def head_facts(family: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a model card says of the head of a task, given the state of that."""
+    return {
+        "auto_class": FAMILIES[family].auto_class,
+        "labels": tuple(state.get("labels", ())),
+        "num_labels": FAMILIES[family].model_options(state).get("num_labels"),
+        "has_one_label": family == "text_classification",
+    }
+
+
 def report_data(
     path: Path,
     config: TrainConfig,
     *,
     result: Mapping[str, Any],
     details: Mapping[str, Any],
+    rows: int,
     notes: Sequence[str],
+    data: Sequence[DataTable],
 ) -> ReportData:
     """Gather what report.html shows, curves from the run's metrics.jsonl."""
     lines = read_metrics(path / "metrics.jsonl")
@@ -119,17 +134,18 @@ def report_data(
             "time": f"{result['seconds']:.0f} s, {result['samples_per_second']:.0f} samples/s",
         },
         split="validation",
-        rows=sum(line["support"] for line in details["classes"]),
+        rows=rows,
         metrics={form: result[form] for form in ORDER if result.get(form)},
         losses=[(line["step"], line["loss"]) for line in train],
         learning_rates=[(line["step"], line["lr"]) for line in train],
         metric=name,
         evaluations=[(line["step"], line["metrics"][name]) for line in evaluations],
-        labels=details["labels"],
-        confusion=details["confusion"],
-        classes=details["classes"],
-        averages={name: details[name] for name in ("macro", "weighted")},
+        labels=details.get("labels", ()),
+        confusion=details.get("confusion", ()),
+        classes=details.get("classes", ()),
+        averages={name: details[name] for name in ("macro", "weighted") if name in details},
         notes=notes,
+        data=data,
     )
 
 

@@ -13,8 +13,9 @@ from lora_cli.artifacts.adapter import Adapter, AdapterRecord, save_adapter
 from lora_cli.artifacts.card import model_card
 from lora_cli.artifacts.peft_format import PeftAdapter
 from lora_cli.artifacts.report import write_report
-from lora_cli.artifacts.run_dir import describe_environment, write_description
+from lora_cli.artifacts.run_dir import describe_environment, write_description, write_json
 from lora_cli.artifacts.tuned import Tuned
+from lora_cli.commands.data_report import report_tables
 from lora_cli.commands.preparing import Prepared
 from lora_cli.commands.reporting import card_data, report_data
 from lora_cli.config.commands import TrainConfig
@@ -180,7 +181,17 @@ def write_findings(
     """
     _write_predictions(path / "predictions" / "validation.jsonl", prepared.task, evaluation)
     details, notes = prepared.task.report(evaluation.predictions), prepared.splits.notes
-    data = report_data(path, config, result=result, details=details, notes=notes)
+    rows = len(evaluation.predictions)
+    data = report_data(
+        path,
+        config,
+        result=result,
+        details=details,
+        rows=rows,
+        notes=notes,
+        data=report_tables(prepared.report),
+    )
+    write_json(path / "data_report.json", prepared.report)
     write_report(path / "report.html", data)
 
 

@@ -336,7 +336,7 @@ class Session:
             merged=evaluate_merged(trainer, prepared, config, self._display),
         )
         result = {
-            **describe_result(trainer, ended, columns, metric=prepared.task.metric),
+            **describe_result(trainer, ended, columns, prepared, evaluation),
             "best_step": (trainer.progress.best_step or 0) + self._before,
             "adapter_bytes": adapter_bytes,
             **({} if self._first is None else self._first.as_json(ended)),

@@ -295,5 +295,7 @@ CHECKS: dict[str, tuple[_Check, ...]] = {
     "merge": (_check_merge_sources, _check_weights),
     "export": (_check_subject,),
     "status": (_check_subject,),
+    "tasks": (),
+    "models": (),
     "targets": (_check_model, _check_unused, _check_targets, *LORA_CHECKS),
 }

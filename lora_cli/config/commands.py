@@ -20,10 +20,8 @@ from lora_cli.config.optim import (
     SgdConfig,
 )
 from lora_cli.config.sections import (
-    DataConfig,
     ModelConfig,
     RunConfig,
-    TextClassificationConfig,
     TrackingConfig,
     TrainerConfig,
     path_field,
@@ -40,13 +38,12 @@ from lora_cli.config.strategies import (
     StrategyConfig,
     TopStrategyConfig,
 )
-
-TaskConfig = TextClassificationConfig
+from lora_cli.config.tasks import TASKS, DataConfig, TaskConfig, TextClassificationConfig
 
 # Sections that hold one of several dataclasses: the key that tells which, and its table.
 # A task family, strategy, optimizer or schedule is added here and in the module that runs it.
 VARIANTS: dict[str, tuple[str, dict[str, type]]] = {
-    "task": ("family", {"text_classification": TextClassificationConfig}),
+    "task": ("family", TASKS),
     "strategy": (
         "name",
         {
@@ -299,6 +296,22 @@ class StatusConfig:
     """Seconds from one look to the next."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TasksConfig:
+    """List the tasks that have a name: data set, columns, family and metric."""
+
+    search: str | None = text_field()
+    """Words that must all be found in what is listed, such as a family, metric or column."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelsConfig:
+    """List the base models that have a name: hub id, language and size."""
+
+    search: str | None = text_field()
+    """Words that must all be found in what is listed, such as a language."""
+
+
 COMMANDS: dict[str, type] = {
     "train": TrainConfig,
     "eval": EvalConfig,
@@ -307,4 +320,6 @@ COMMANDS: dict[str, type] = {
     "export": ExportConfig,
     "targets": TargetsConfig,
     "status": StatusConfig,
+    "tasks": TasksConfig,
+    "models": ModelsConfig,
 }

@@ -80,6 +80,15 @@ def option_origins(group: str, option: str | None, extra: Path | None = None) ->
     return origins
 
 
+def option_values(group: str, option: str) -> dict[str, Any]:
+    """Return the settings of one of our options by dotted name, without those of its variant."""
+    values: dict[str, Any] = {}
+    for _, content in _chain(group, option, None):
+        body = {key: value for key, value in content.items() if key != "defaults"}
+        values = flatten(body, f"{group}.") | values
+    return values
+
+
 def option_variant(group: str, option: str | None, extra: Path | None = None) -> str:
     """Return which variant of a section an option starts from."""
     for _, content in _chain(group, option, extra):

@@ -1,7 +1,7 @@
 """What the user asked for, checked against the keys and options there are, before composition."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,16 @@ from lora_cli.config.schema import (
     show,
     variants_of,
 )
+from lora_cli.config.tasks import DataConfig
 from lora_cli.errors import Problem, nearest_name
 
 # What a named model or task says about its own path, and what does not hold for another one.
 _RESET_BY_PATH = {
     "model.path": ("model.revision", "model.sha256", "model.hub_id"),
-    "task.data.path": (
-        "task.data.name",
-        "task.data.revision",
-        "task.data.text_column",
-        "task.data.text_pair_column",
-        "task.data.label_column",
-        "task.data.label_names",
-        "task.data.train_split",
-        "task.data.validation_split",
-        "task.data.test_split",
+    "task.data.path": tuple(
+        f"task.data.{item.name}"
+        for item in fields(DataConfig)
+        if item.name not in ("path", "max_train_rows", "max_eval_rows")
     ),
 }
 

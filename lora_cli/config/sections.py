@@ -55,63 +55,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig:
-    """Where the rows are and what their columns are called."""
-
-    path: str | None = path_field()
-    """Hub data set, file (jsonl json csv tsv parquet), or folder of train/validation/test files."""
-
-    name: str | None = text_field()
-    """Configuration of a hub data set, such as sst2 of nyu-mll/glue."""
-
-    revision: str | None = text_field()
-    """Branch, tag or commit of a hub data set."""
-
-    text_column: str | None = text_field()
-    """Column with the text; null takes the first that exists of text, sentence, content, ..."""
-
-    text_pair_column: str | None = text_field()
-    """Column with a second text; null means single texts."""
-
-    label_column: str | None = text_field()
-    """Column with the label; null takes the first that exists of label, labels, class, ..."""
-
-    label_names: tuple[str, ...] | None = None
-    """Label names in order; null sorts the labels found in train. Names integer labels 0, 1, ..."""
-
-    train_split: str = field(default="train", metadata={"text": True})
-    """Split to train on."""
-
-    validation_split: str | float | None = None
-    """Split name, or a fraction to cut from train; null looks for one, else cuts 0.1."""
-
-    test_split: str | float | None = None
-    """Split name, a fraction to cut from train, or "none"; null looks for one."""
-
-    max_train_rows: int | None = field(default=None, metadata={"min": 1})
-    """Train on at most this many rows, drawn at random by the seed."""
-
-    max_eval_rows: int | None = field(default=None, metadata={"min": 1})
-    """Validate and test on at most this many rows each, drawn at random by the seed."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextClassificationConfig:
-    """One label for each text, or for each pair of texts."""
-
-    family: Literal["text_classification"] = "text_classification"
-    """Task family: decides head, loss, metrics and columns."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-
-    max_length: int = field(default=128, metadata={"min": 4})
-    """Tokens to keep of each row; longer rows are cut, and the number cut is reported."""
-
-    metric: Literal["accuracy", "macro_f1", "matthews_correlation"] = "accuracy"
-    """Metric that selects the best checkpoint; all of them are reported."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class EarlyStoppingConfig:
     """End the run when the metric has stopped improving."""
 
@@ -170,13 +113,17 @@ class TrainerConfig:
 
     label_smoothing: float = field(
         default=0.0,
-        metadata={"min": 0, "below": 1, "only": {"task.family": ("text_classification",)}},
+        metadata={
+            "min": 0,
+            "below": 1,
+            "only": {"task.family": ("text_classification", "token_classification")},
+        },
     )
     """Share of each label that is spread over all labels, in the training loss only."""
 
     neftune_alpha: float | None = field(
         default=None,
-        metadata={"above": 0, "only": {"task.family": ("text_classification",)}},
+        metadata={"above": 0},
     )
     """Noise on input embeddings in training, such as 5 (NEFTune, arXiv:2310.05914); null is off."""
 

@@ -77,10 +77,16 @@ def load_class_names(path: Path, layout: str) -> dict[str, tuple[str, ...]]:
             metadata = reader.schema.metadata or {}
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        return {
-            column: tuple(str(name) for name in feature["names"])
+        # A column of lists says of its items what another column says of its values.
+        items = {
+            column: feature.get("feature", feature)
             for column, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+            if isinstance(feature, dict)
+        }
+        return {
+            column: tuple(str(name) for name in item["names"])
+            for column, item in items.items()
+            if item.get("_type") == "ClassLabel"
         }
     # The note is optional and written by strangers: without it, labels are named by their values.
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -153,6 +153,29 @@ def check_labels(rows: Sequence[Row], column: str) -> list[Problem]:
     )
 
 
+def number_of(value: Any) -> float | None:
+    """Return a finite number, also of a text such as "3.5" (CSV has nothing else), or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def check_numbers(rows: Sequence[Row], column: str) -> list[Problem]:
+    """Return a problem if some rows have no finite number in `column`."""
+    bad = [
+        (row, _label_fault(row, column))
+        for row in rows
+        if number_of(row.values.get(column)) is None
+    ]
+    fix = "fill in the number, or remove the rows"
+    rule = f"`{column}` must hold a finite number in every row"
+    return _row_problem(bad, rule=rule, fix=fix, name="number")
+
+
 def _label_fault(row: Row, column: str) -> str:
     value = row.values.get(column)
     if value is None:
@@ -189,6 +212,7 @@ def resolve_label_names(
     *,
     label_names: Sequence[str] | None,
     class_names: Sequence[str] | None = None,
+    column_key: str = "task.data.label_column",
 ) -> tuple[str, ...]:
     """Return the label names in the order of the model's outputs; never the order first seen.
 
@@ -196,6 +220,7 @@ def resolve_label_names(
         train_labels: Canonical label of each training row.
         label_names: The names and order that the user gave.
         class_names: The names and order that the data set declares; used if the user gave none.
+        column_key: Setting that names the column, for the error.
 
     Returns:
         The given names, else the declared ones, else the labels of train: by value if all are
@@ -210,10 +235,8 @@ def resolve_label_names(
     if len(found) < 2:
         only = f'only "{next(iter(found))}"' if found else "none"
         message = f"`train` must hold at least two different labels, but has {only}."
-        fix = "check task.data.label_column and task.data.train_split"
-        raise UserError(
-            Problem(id="data.one-class", message=message, key="task.data.label_column", fix=fix)
-        )
+        fix = f"check {column_key} and task.data.train_split"
+        raise UserError(Problem(id="data.one-class", message=message, key=column_key, fix=fix))
     if label_names is not None and len(set(label_names)) < max(2, len(label_names)):
         message = f"`{key}` must be two or more different names, but is {_join(label_names)}."
         raise UserError(

@@ -15,7 +15,7 @@ DATA_LAYOUTS = ("jsonl", "json", "csv", "tsv", "parquet", "arrow")
 """Layouts that hold columns; named as their file extensions."""
 
 ALL_LAYOUTS = (*DATA_LAYOUTS, "txt")
-"""Layouts that can be predicted: txt has texts and no labels."""
+"""Layouts of rows without labels: txt has a text a line, and nothing else."""
 
 
 def resolve_layout(
@@ -133,12 +133,17 @@ def _named(numbered: Iterator[Numbered], name: str) -> Iterator[Row]:
 
 
 def read_file(
-    path: Path, *, name: str | None = None, key: str = "task.data.path"
+    path: Path,
+    *,
+    name: str | None = None,
+    key: str = "task.data.path",
+    layouts: tuple[str, ...] = DATA_LAYOUTS,
 ) -> tuple[Row, ...]:
-    """Read all rows of a file in one of `DATA_LAYOUTS`.
+    """Read all rows of a file in one of some layouts.
 
     Args:
         path: The file.
+        layouts: Which it may have.
         name: What to call it in errors; None takes the path.
         key: Configuration key that named it, for errors.
 
@@ -148,7 +153,7 @@ def read_file(
     problems = check_is_file(path, key=key)
     if problems:
         raise UserError(problems)
-    layout = resolve_layout(path, key=key)
+    layout = resolve_layout(path, layouts=layouts, key=key)
     rows = tuple(iter_rows(path, layout=layout, name=name, key=key))
     if not rows:
         name = name or str(path)

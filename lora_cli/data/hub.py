@@ -113,11 +113,11 @@ def _convert(found: Any, path: str) -> HubRows:
     for split, table in found.items():
         source = f"{path}:{split}"
         declared = {
-            column: tuple(feature.names)
+            column: tuple(item.names)
             for column, feature in table.features.items()
-            if isinstance(feature, datasets.ClassLabel)
+            if isinstance(item := getattr(feature, "feature", feature), datasets.ClassLabel)
         }
-        unlabelled = [c for c in declared if len(table) > 0 and set(table[c]) == {-1}]
+        unlabelled = [c for c in declared if len(table) > 0 and all(v == -1 for v in table[c])]
         if unlabelled:
             notes.append(
                 f"{split}: left out, {unlabelled[0]} is -1 in all of its {len(table)} rows."

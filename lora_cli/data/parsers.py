@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+from lora_cli.data.answers import squad_rows
+
 Values = dict[str, Any]
 Numbered = tuple[int, Values]
 
@@ -137,7 +139,10 @@ def iter_jsonl(stream: IO[bytes]) -> Iterator[Numbered]:
 
 
 def iter_json(stream: IO[bytes]) -> Iterator[Numbered]:
-    """Yield the objects of a JSON list; the row number is the place in the list."""
+    """Yield the objects of a JSON list; the row number is the place in the list.
+
+    The questions of a file in the layout of SQuAD are such a list too.
+    """
     rule = "must hold one JSON list of objects"
     text = "".join(line for _, line in _iter_lines(stream))
     if not text.strip():
@@ -149,6 +154,7 @@ def iter_json(stream: IO[bytes]) -> Iterator[Numbered]:
         if "extra data" in str(error):
             fix = "one object a line is the jsonl layout: rename the file to .jsonl"
         raise BadRowError(None, rule=rule, finding=str(error), fix=fix) from None
+    value = squad_rows(value) or value
     if not isinstance(value, list):
         fix = 'write [{"text": "...", "label": "..."}, ...]'
         raise BadRowError(None, rule=rule, finding=f"is {_kind(value)}", fix=fix)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lora_cli import packages
-from lora_cli.config.sections import DataConfig
+from lora_cli.config.tasks import DataConfig
 from lora_cli.data.columnar import load_class_names
 from lora_cli.data.files import DATA_LAYOUTS, check_is_file, read_file, resolve_layout, with_own_ids
 from lora_cli.data.hub import load_hub_rows
@@ -57,7 +57,9 @@ class Loaded:
     notes: tuple[str, ...] = ()
 
 
-def load_rows(config: DataConfig, *, file_split: str = "train") -> Loaded:
+def load_rows(
+    config: DataConfig, *, file_split: str = "train", layouts: tuple[str, ...] = DATA_LAYOUTS
+) -> Loaded:
     """Read every split of `config.path`.
 
     An existing file or folder comes first, then ``cache://`` and ``pkg://``, then the hub; what
@@ -66,6 +68,7 @@ def load_rows(config: DataConfig, *, file_split: str = "train") -> Loaded:
     Args:
         config: Where the rows are.
         file_split: Split that the rows of a single file are.
+        layouts: Those that files may have.
 
     Raises:
         UserError: If there are no such rows, or some cannot be read.
@@ -83,7 +86,10 @@ def load_rows(config: DataConfig, *, file_split: str = "train") -> Loaded:
         )
     path = _resolve_path(source)
     if path is not None:
-        return _load_folder(path) if path.is_dir() else _load_file(path, file_split)
+        if path.is_dir():
+            return _load_folder(path, layouts)
+        rows = read_file(path, key=KEY, layouts=layouts)
+        return Loaded(rows={file_split: rows}, class_names=_class_names([path]))
     found = load_hub_rows(source, name=config.name, revision=config.revision)
     return Loaded(rows=found.rows, class_names=found.class_names, notes=found.notes)
 
@@ -146,11 +152,6 @@ def cache_folder() -> Path:
     return (Path(shared) if shared else Path.home() / ".cache") / "lora-cli"
 
 
-def _load_file(path: Path, split: str) -> Loaded:
-    rows = read_file(path, key=KEY)
-    return Loaded(rows={split: rows}, class_names=_class_names([path]))
-
-
 def _class_names(paths: list[Path]) -> dict[str, tuple[str, ...]]:
     columnar = (path for path in paths if path.suffix.lower() in (".parquet", ".arrow"))
     found: dict[str, tuple[str, ...]] = {}
@@ -159,36 +160,36 @@ def _class_names(paths: list[Path]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _load_folder(folder: Path) -> Loaded:
-    files = _group_by_split(folder)
+def _load_folder(folder: Path, layouts: tuple[str, ...]) -> Loaded:
+    files = _group_by_split(folder, layouts)
     problems = [problem for paths in files.values() for problem in _check_split(paths)]
     if not files:
-        layouts = ", ".join(f".{layout}" for layout in DATA_LAYOUTS)
+        endings = ", ".join(f".{layout}" for layout in layouts)
         problems = [
             Problem(
                 id="data.no-files",
                 message=f'`{KEY}` must name a folder with data files, but "{folder}" has none.',
                 key=KEY,
-                allowed=f"train, validation and test, each ending in one of {layouts}",
+                allowed=f"train, validation and test, each ending in one of {endings}",
                 fix=f"{KEY}=FILE",
             )
         ]
     if problems:
         raise UserError(problems)
-    rows = {split: _read_shards(paths) for split, paths in files.items()}
+    rows = {split: _read_shards(paths, layouts) for split, paths in files.items()}
     return Loaded(rows=rows, class_names=_class_names([p for ps in files.values() for p in ps]))
 
 
-def _read_shards(paths: list[Path]) -> tuple[Row, ...]:
+def _read_shards(paths: list[Path], layouts: tuple[str, ...]) -> tuple[Row, ...]:
     if len(paths) == 1:
-        return read_file(paths[0], key=KEY)
-    rows = [row for path in paths for row in read_file(path, key=KEY)]
+        return read_file(paths[0], key=KEY, layouts=layouts)
+    rows = [row for path in paths for row in read_file(path, key=KEY, layouts=layouts)]
     # Row numbers start again in each shard, and so must not be the ids.
     numbered = (replace(row, id=str(place)) for place, row in enumerate(rows, start=1))
     return with_own_ids(tuple(numbered))
 
 
-def _group_by_split(folder: Path) -> dict[str, list[Path]]:
+def _group_by_split(folder: Path, layouts: tuple[str, ...]) -> dict[str, list[Path]]:
     """Return the data files of a folder by split, sorted, with the usual split names first."""
     groups: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.iterdir()):
@@ -197,12 +198,12 @@ def _group_by_split(folder: Path) -> dict[str, list[Path]]:
             continue
         shard = _SHARD.fullmatch(path.stem)
         stem = (shard[1] if shard else path.stem).lower()
-        known = path.suffix.lower().removeprefix(".") in DATA_LAYOUTS
+        known = path.suffix.lower().removeprefix(".") in layouts
         if known:
             groups[_SPLIT_NAMES.get(stem, shard[1] if shard else path.stem)].append(path)
         elif stem in _SPLIT_NAMES:
             # A split in a layout that is not read, rather than some other kind of file.
-            resolve_layout(path, key=KEY)
+            resolve_layout(path, layouts=layouts, key=KEY)
     order = ("train", "validation", "test")
     return {
         name: groups[name] for name in (*order, *sorted(set(groups) - set(order))) if name in groups

@@ -5,12 +5,13 @@ then calls `limit_rows`: a small subset must not decide which labels there are.
 """
 
 import random
-import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from lora_cli.config.sections import DataConfig
+from lora_cli.config.tasks import DataConfig
+from lora_cli.data.groups import Groups
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError, nearest_name
 
@@ -28,6 +29,7 @@ def choose_splits(
     *,
     seed: int,
     label_of: Callable[[Row], Any],
+    groups: Groups | None = None,
 ) -> tuple[RowsBySplit, tuple[str, ...]]:
     """Pick train, validation and, where there is one, test; cut what is missing from train.
 
@@ -39,6 +41,7 @@ def choose_splits(
         config: Names or fractions of the splits.
         seed: Decides which rows are cut.
         label_of: What to balance a cut by; any value, compared as text.
+        groups: Rows that are cut together instead, if any.
 
     Returns:
         The rows under "train", "validation" and, if any, "test"; and one sentence for each
@@ -57,6 +60,7 @@ def choose_splits(
     problems = _check_splits(rows, config, wanted)
     if problems:
         raise UserError(problems)
+    cut = partial(_cut, label_of=label_of) if groups is None else groups.cut
     train = rows[config.train_split]
     whole = len(train)
     chosen: RowsBySplit = {}
@@ -64,12 +68,10 @@ def choose_splits(
     for split in ("test", "validation"):
         source = wanted[split]
         if isinstance(source, float):
-            train, chosen[split] = _cut(
-                train, round(source * whole), split=split, seed=seed, label_of=label_of
-            )
+            train, chosen[split] = cut(train, round(source * whole), split=split, seed=seed)
             notes.append(
                 f"{split}: {len(chosen[split])} rows cut from {config.train_split} "
-                f"({100 * source:g} %, by label, seed {seed})"
+                f"({100 * source:g} %, {groups.how if groups else 'by label'}, seed {seed})"
             )
         elif source is not None:
             chosen[split] = rows[source]
@@ -223,11 +225,12 @@ def limit_rows(
     *,
     seed: int,
     is_training: bool = True,
+    groups: Groups | None = None,
 ) -> tuple[RowsBySplit, tuple[str, ...]]:
     """Draw at most `max_train_rows` rows of train and `max_eval_rows` of any other split.
 
     The rows stay in their order. Where nothing is trained, train may be evaluated like any other
-    split, and `max_eval_rows` holds for it as well.
+    split, and `max_eval_rows` holds for it as well. What is evaluated keeps `groups` whole.
     """
     limited: RowsBySplit = {}
     notes: list[str] = []
@@ -238,31 +241,12 @@ def limit_rows(
         if len(rows) <= most:
             limited[split] = rows
             continue
-        drawn = sorted(random.Random(f"{seed}/{split}/rows").sample(range(len(rows)), most))
-        limited[split] = tuple(rows[place] for place in drawn)
-        notes.append(f"{split}: {most} of {len(rows)} rows drawn (seed {seed})")
+        is_evaluated = split != "train" or not is_training
+        if groups is not None and groups.stay_whole and is_evaluated:
+            limited[split] = groups.draw(rows, most, split=split, seed=seed)
+        else:
+            drawn = sorted(random.Random(f"{seed}/{split}/rows").sample(range(len(rows)), most))
+            limited[split] = tuple(rows[place] for place in drawn)
+        count = len(limited[split])
+        notes.append(f"{split}: {count} of {len(rows)} rows drawn (seed {seed})")
     return limited, tuple(notes)
-
-
-def overlap_notes(splits: Mapping[str, tuple[Row, ...]], columns: Sequence[str]) -> tuple[str, ...]:
-    """Return a sentence for each split that has texts of train in it, with their number.
-
-    Texts are equal if they differ in case, white space and compatible characters only.
-    """
-    seen = {_normalise(row, columns) for row in splits["train"]}
-    notes = []
-    for split, rows in splits.items():
-        if split == "train":
-            continue
-        count = sum(_normalise(row, columns) in seen for row in rows)
-        if count:
-            notes.append(
-                f"{split}: {count} of {len(rows)} rows have the text of a row of train, "
-                "on which scores say little"
-            )
-    return tuple(notes)
-
-
-def _normalise(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
-    texts = (str(row.values.get(column)) for column in columns)
-    return tuple(" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in texts)

@@ -5,7 +5,7 @@ R rank of the update.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -41,8 +41,10 @@ class Splits:
         state: What the task learned from the data and needs again when the adapter is loaded,
             such as label names; plain JSON values.
         notes: Decisions that were taken for the user, each one sentence, to be shown.
+        repeated: Ids of the rows whose texts train has as well, by split.
     """
 
     rows: Mapping[str, tuple[Row, ...]]
     state: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    repeated: Mapping[str, frozenset[str]] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """Put adapters into a model, and decide what of it is trained."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -121,6 +121,10 @@ def saved_modules(
     highest module in which all parameters are new (a head, a pooler), or, where a module has both
     kinds, to the module that holds it.
 
+    A module never comes along because of a bias beside a weight that is tied to one which the base
+    provides, as the scores of tokens are to their embeddings: that would train the embeddings, or
+    save them twice. Such a bias starts at 0, and stays there.
+
     Args:
         model: The base model, before injection.
         missing_keys: Names that `from_pretrained` reported as newly initialised; those of buffers
@@ -134,10 +138,11 @@ def saved_modules(
     Raises:
         UnmatchedTargetsError: If entries of `extra` match no module.
         UserError: If the base weights provide nothing, or a new parameter belongs to no module
-            but the whole model.
+            but the whole model, or only to one with tied weights.
     """
     parameters = [name for name, _ in model.named_parameters()]
-    new = set(missing_keys).intersection(parameters)
+    every = dict(model.named_parameters(remove_duplicate=False))
+    new = set(missing_keys).intersection(every)
     prefix = getattr(model, "base_model_prefix", "")
     core = [name for name in parameters if name.startswith(f"{prefix}.")] or parameters
     if new.issuperset(core):
@@ -149,16 +154,45 @@ def saved_modules(
                 key="model.path",
             )
         )
-    chosen = {_highest_new(model, name, parameters, new) for name in new}
+    tied = _tied_to_old(every, new)
+    new -= tied
+    chosen = {
+        _highest_new(model, name, list(every), new, tied)
+        for name in new
+        if not _stays_zero(name, every[name], tied)
+    }
     chosen.update(_named_modules(model, parameters, extra))
     outermost = [name for name in chosen if not is_inside(name.rpartition(".")[0], chosen - {name})]
     order = {name: index for index, (name, _) in enumerate(model.named_modules())}
     return tuple(sorted(outermost, key=order.__getitem__))
 
 
-def _highest_new(model: nn.Module, name: str, parameters: list[str], new: set[str]) -> str:
+def _tied_to_old(parameters: Mapping[str, nn.Parameter], new: set[str]) -> set[str]:
+    """Return the names of parameters that share a tensor with another which the base provides."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in parameters.items():
+        names.setdefault(id(parameter), []).append(name)
+    return {
+        name
+        for shared in names.values()
+        if len(shared) > 1 and not new.issuperset(shared)
+        for name in shared
+    }
+
+
+def _stays_zero(name: str, parameter: nn.Parameter, tied: set[str]) -> bool:
+    """Whether a new parameter is a bias of 0 in a module that holds tied weights as well."""
     module = name.rpartition(".")[0]
-    if not module or isinstance(model.get_submodule(module), _CONTAINERS):
+    beside = any(is_inside(other, (module,)) for other in tied)
+    return beside and parameter.ndim == 1 and (parameter.is_meta or not bool(parameter.any()))
+
+
+def _highest_new(
+    model: nn.Module, name: str, parameters: list[str], new: set[str], tied: set[str]
+) -> str:
+    module = name.rpartition(".")[0]
+    is_container = isinstance(model.get_submodule(module), _CONTAINERS)
+    if not module or is_container or any(is_inside(other, (module,)) for other in tied):
         raise UserError(
             Problem(
                 id="model.lone-parameter",

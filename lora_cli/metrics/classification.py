@@ -38,7 +38,7 @@ def confusion_matrix(
     return cells.reshape(num_classes, num_classes)
 
 
-def _ratio(
+def ratio(
     numerator: NDArray[np.float64] | Counts, denominator: NDArray[np.float64] | Counts
 ) -> NDArray[np.float64]:
     """Divide, with 0 where the denominator is 0."""
@@ -49,40 +49,53 @@ def _ratio(
 
 def _f1_by_class(counts: Counts) -> NDArray[np.float64]:
     # 2 true positives / (predicted + actual) equals the harmonic mean of precision and recall.
-    return _ratio(2 * np.diag(counts), counts.sum(axis=0) + counts.sum(axis=1))
+    return ratio(2 * np.diag(counts), counts.sum(axis=0) + counts.sum(axis=1))
 
 
 def class_report(
     predictions: Sequence[int], references: Sequence[int], num_classes: int
 ) -> dict[str, Any]:
+    """Return the `class_scores` of predicted classes."""
+    counts = confusion_matrix(predictions, references, num_classes)
+    return class_scores(np.diag(counts), counts.sum(axis=0), counts.sum(axis=1))
+
+
+def class_scores(hits: Counts, predicted: Counts, actual: Counts) -> dict[str, Any]:
     """Return precision, recall, F1 and support of each class, and their averages.
 
     A ratio whose denominator is 0 counts as 0, and a class without rows counts in the macro
     average.
 
+    Args:
+        hits: Number of true positives of each class, shape (C,).
+        predicted: How often each was predicted.
+        actual: How often each is there.
+
     Returns:
         ``classes``, a list by class index of dicts with precision, recall, f1 and support;
         ``macro`` (plain mean over classes) and ``weighted`` (mean weighted by support), dicts of
-        the same kind whose support is the number of rows.
+        the same kind whose support is the total.
     """
-    counts = confusion_matrix(predictions, references, num_classes)
-    hits, support = np.diag(counts), counts.sum(axis=1)
     table = {
-        "precision": _ratio(hits, counts.sum(axis=0)),
-        "recall": _ratio(hits, support),
-        "f1": _f1_by_class(counts),
+        "precision": ratio(hits, predicted),
+        "recall": ratio(hits, actual),
+        "f1": ratio(2 * hits, predicted + actual),
     }
-    total = int(support.sum())
-    weights = _ratio(support, np.full(num_classes, total))
+    total = int(actual.sum())
+    weights = ratio(actual, np.full(len(actual), total))
     return {
         "classes": [
             {name: float(values[index]) for name, values in table.items()}
-            | {"support": int(support[index])}
-            for index in range(num_classes)
+            | {"support": int(actual[index])}
+            for index in range(len(actual))
         ],
-        "macro": {name: float(v.mean()) for name, v in table.items()} | {"support": total},
+        "macro": {name: _mean(v) for name, v in table.items()} | {"support": total},
         "weighted": {name: float(v @ weights) for name, v in table.items()} | {"support": total},
     }
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if values.size else 0.0
 
 
 class _ClassMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
@@ -116,7 +129,7 @@ class Accuracy(_ClassMetric):
         self, *, predictions: Sequence[int], references: Sequence[int], num_classes: int
     ) -> dict[str, float]:
         counts = confusion_matrix(predictions, references, num_classes)
-        return {"accuracy": float(_ratio(np.trace(counts), counts.sum()))}
+        return {"accuracy": float(ratio(np.trace(counts), counts.sum()))}
 
 
 class MacroF1(_ClassMetric):
@@ -150,7 +163,7 @@ class MatthewsCorrelation(_ClassMetric):
         rows = counts.sum()
         covariance = np.trace(counts) * rows - predicted @ actual
         spread = np.sqrt((rows**2 - predicted @ predicted) * (rows**2 - actual @ actual))
-        return {"matthews_correlation": float(_ratio(covariance, spread))}
+        return {"matthews_correlation": float(ratio(covariance, spread))}
 
 
 METRICS: dict[str, type[_ClassMetric]] = {

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from typing import Any
 
@@ -223,6 +223,12 @@ def _first_line(error: Exception) -> str:
     return f"it does not load ({text})"
 
 
+def architectures_with(auto_class: str) -> list[str]:
+    """Return the model types of transformers that a class such as AutoModelForMaskedLM can load."""
+    mapping = getattr(transformers, auto_class)._model_mapping
+    return sorted({config.model_type for config in mapping})
+
+
 def load_config(source: ModelSource) -> Any:
     """Read the configuration of a model.
 
@@ -245,8 +251,11 @@ def load_config(source: ModelSource) -> Any:
 def loading_problem(error: Exception, source: ModelSource, auto_class: str) -> Problem:
     """Say why transformers could not make a model of `source`."""
     if "Unrecognized configuration class" in str(error):
-        rule = f"that {auto_class} can load"
-        return _problem("wrong-architecture", rule, "its architecture has no such head", source)
+        kind = load_config(source).model_type
+        rule = f"whose architecture has the head of the task ({auto_class})"
+        problem = _problem("wrong-architecture", rule, f"{kind} has none", source)
+        families = ", ".join(architectures_with(auto_class))
+        return replace(problem, allowed=families, fix="choose a model of one of these families")
     return _problem("does-not-load", "that transformers can load", _first_line(error), source)
 
 

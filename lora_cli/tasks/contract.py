@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from lora_cli.data.types import Row, Splits
 
@@ -49,8 +50,9 @@ class Task(Protocol):
     def encode(self, row: Row) -> Features:
         """Turn one row into model inputs; pure, so that its result may be cached.
 
-        Returns a dict with `id`, `length` (a cost, used to put rows of like size together) and
-        whatever `collate` reads.
+        Returns a dict with `id`, `length` (a cost, used to put rows of like size together), `cut`
+        (the number of tokens that a limit left out), `supervised` (the number of things in it
+        to learn from: rows, words, tokens) and whatever `collate` reads.
 
         Raises UserError that names the row if it cannot be encoded.
         """
@@ -63,7 +65,10 @@ class Task(Protocol):
 
         In training, `batch["label_smoothing"]` may hold the share of each label that is to be
         spread over all labels. Families whose loss has no such thing are not given any: they are
-        left out of what `trainer.label_smoothing` may be set with.
+        left out of what `trainer.label_smoothing` may be set with. `batch["seed"]` is a number
+        that differs from step to step, for families that draw something themselves: with the id of
+        a row it says what to draw for it, in whatever batch or process that row is. Outside of
+        training there is none.
         """
 
     def decode(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[Any]:
@@ -73,7 +78,12 @@ class Task(Protocol):
         """Compute every metric of the family, once, from all predictions of a split."""
 
     def report(self, predictions: Sequence[Any]) -> dict[str, Any]:
-        """Compute the details that a person reads: per-class scores, a confusion matrix."""
+        """Compute the details that a person reads; empty where the metrics say it all.
+
+        Either `labels`, `classes` (of each label its precision, recall, f1 and support), `macro`
+        and `weighted` (averages of these) and, where there is one, `confusion`, the counts by
+        true and predicted label.
+        """
 
     def to_json(self, prediction: Any) -> dict[str, Any]:
         """Turn a prediction into plain JSON values for a line of a predictions file."""
@@ -111,11 +121,17 @@ class Family(Protocol):
         Raises UserError if a column that the task reads is missing.
         """
 
+    def count_labels(self, rows: Sequence[Row], state: Mapping[str, Any]) -> Mapping[str, int]:
+        """Return how often each label is there; nothing where targets are no labels."""
+
     def check_row(self, row: Row, state: Mapping[str, Any]) -> None:
         """Raise UserError if the task cannot predict this row."""
 
     def model_options(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Return keyword arguments for `from_pretrained`, such as the number of labels."""
+
+    def start_head(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        """Change the random values of a new head to what is known from the data, if anything."""
 
     def build(self, config: Any, state: Mapping[str, Any], processor: Any) -> Task:
         """Bind the family to its configuration, to a saved state and to a tokenizer."""

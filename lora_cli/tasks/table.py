@@ -1,6 +1,22 @@
 """The task families by name; a new family adds one row here and one file beside."""
 
 from lora_cli.tasks.contract import Family
+from lora_cli.tasks.masked_language_modeling import MaskedLanguageModeling
+from lora_cli.tasks.multi_label import MultiLabelClassification
+from lora_cli.tasks.multiple_choice import MultipleChoice
+from lora_cli.tasks.question_answering import QuestionAnswering
+from lora_cli.tasks.ranking import Ranking
 from lora_cli.tasks.text_classification import TextClassification
+from lora_cli.tasks.text_regression import TextRegression
+from lora_cli.tasks.token_classification import TokenClassification
 
-FAMILIES: dict[str, Family] = {"text_classification": TextClassification()}
+FAMILIES: dict[str, Family] = {
+    "text_classification": TextClassification(),
+    "multi_label_classification": MultiLabelClassification(),
+    "text_regression": TextRegression(),
+    "token_classification": TokenClassification(),
+    "multiple_choice": MultipleChoice(),
+    "question_answering": QuestionAnswering(),
+    "ranking": Ranking(),
+    "masked_language_modeling": MaskedLanguageModeling(),
+}

@@ -7,9 +7,10 @@ functions of the seed and the step, so the loop keeps no random state.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -262,29 +263,28 @@ class Trainer:
         seed_step(self.plan.seed, step=self.progress.step, rank=self._group.rank)
         totals = torch.zeros(2, dtype=torch.float64)
         self._model.train()
+        given = self.plan.batch_extras(self.progress.step)
         with self._group.together(), memory_checked(size, "training"):
             for features in batches:
-                totals += self._pass(features)
+                totals += self._pass(features, given)
             with without_trace(self.parameters.values()):
                 for rows in shared_passes(self._model, window, size, group=self._group):
-                    self._pass(rows)
+                    self._pass(rows, given)
         self._group.add_gradients(self.parameters.values())
         loss_sum, count = self._group.add(totals).tolist()
         return loss_sum, count
 
-    def _pass(self, features: Sequence[Features]) -> torch.Tensor:
+    def _pass(self, features: Sequence[Features], given: Mapping[str, Any]) -> torch.Tensor:
         """Add up gradients of the summed loss of a micro-batch; return the sum and the count."""
         batch = move_to(self.task.collate(features), self.runtime.device)
-        if self.plan.trainer.label_smoothing:
-            batch["label_smoothing"] = self.plan.trainer.label_smoothing
-        output = self.task.forward(self._model, batch)
+        output = self.task.forward(self._model, {**batch, **given})
         self.runtime.backward(output.loss_sum)
         return torch.tensor([output.loss_sum.item(), output.count], dtype=torch.float64)
 
     def _scale_gradients(self, count: float) -> float:
         """Divide the summed gradients by the count, clip them, and return their length before."""
         self._descent.unscale()
-        scale_gradients(self.parameters.values(), 1.0 / count)
+        scale_gradients(self.parameters.values(), 1.0 / count if count else 0.0)
         if self._watch is not None:
             self._watch.look()
         penalty = None if self._method is None else self._method.penalty()

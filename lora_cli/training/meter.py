@@ -20,8 +20,8 @@ class Meter:
         self._seconds += seconds
 
     def loss(self) -> float:
-        """Return the mean loss per supervised item."""
-        return self._loss_sum / self._count
+        """Return the mean loss per supervised item; 0 where the rows had none."""
+        return self._loss_sum / self._count if self._count else 0.0
 
     def samples_per_second(self) -> float:
         """Return rows per second."""

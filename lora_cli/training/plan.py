@@ -1,7 +1,9 @@
 """What a training run is to do, as plain values."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lora_cli.config.optim import OptimizerConfig, SchedulerConfig
 from lora_cli.config.sections import TrainerConfig
@@ -19,7 +21,7 @@ class Plan:
         trainer: Length, batches, evaluation and saving.
         optimizer: Optimizer and peak learning rate.
         scheduler: Learning rate over the run.
-        seed: Decides order and dropout.
+        seed: Decides order, dropout and what a task draws.
         may_be_unused: Saved modules that the loss may leave out; see `AdapterWatch`.
     """
 
@@ -45,3 +47,15 @@ class Plan:
         """Whether what happens every so many steps, or each epoch, happens after `step` steps."""
         period = every if isinstance(every, int) else self.steps_per_epoch
         return step % period == 0 or step == self.total_steps
+
+    def batch_extras(self, step: int) -> dict[str, Any]:
+        """Return what every batch of an optimizer step holds besides its rows.
+
+        Its ``seed`` depends on the seed of the run and the step alone, so that what a task draws by
+        it is the same in any micro-batch, process or resumed run.
+        """
+        digest = hashlib.sha256(f"{self.seed}/{step}".encode()).digest()
+        extras: dict[str, Any] = {"seed": int.from_bytes(digest[:8], "big") >> 1}
+        if self.trainer.label_smoothing:
+            extras["label_smoothing"] = self.trainer.label_smoothing
+        return extras

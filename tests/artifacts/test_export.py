@@ -157,6 +157,24 @@ def test_onnx_traced_on_one_real_row(inputs: ExportInputs) -> None:
     assert_same_function(inputs.model, path)
 
 
+def test_onnx_of_a_head_with_two_outputs(inputs: ExportInputs) -> None:
+    torch.manual_seed(0)
+    options = {**SIZES, "num_labels": 2, "vocab_size": len(inputs.tokenizer)}
+    config = transformers.AutoConfig.for_model("bert", **options)
+    model = transformers.AutoModelForQuestionAnswering.from_config(config).eval()
+    exported = OnnxModel(written("onnx", with_fields(inputs, model=model, labels=())))
+    for rows, length in ((2, 7), (5, 20), (1, 1)):
+        batch = make_batch(model, rows, length)
+        with torch.no_grad():
+            expected = model(**batch)
+        actual = exported(**batch)
+        assert set(vars(actual)) == {"start_logits", "end_logits"}
+        for name, value in vars(actual).items():
+            assert value.shape == (rows, length)
+            torch.testing.assert_close(value, expected[name], atol=1e-4, rtol=0)
+    assert not torch.allclose(actual.start_logits, actual.end_logits, atol=1e-3)
+
+
 def test_onnx_of_half_precision_is_float32(inputs: ExportInputs) -> None:
     model = make_model("bert", len(inputs.tokenizer)).to(torch.bfloat16)
     path = written("onnx", with_fields(inputs, model=model))

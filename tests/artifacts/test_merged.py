@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from lora_cli.artifacts.merged import check_output, folder_bytes, save_merged
+from lora_cli.artifacts.merged import check_output, folder_bytes, save_merged, write_merged
 from lora_cli.errors import UserError
 
 
@@ -42,6 +42,16 @@ def test_a_folder_that_transformers_loads(
     assert loaded.dtype == torch.bfloat16
     words = ["a good film"]
     assert transformers.AutoTokenizer.from_pretrained(folder)(words) == tokenizer(words)
+
+
+def test_more_tensors_are_written_as_the_others(parts: tuple[Any, Any], tmp_path: Path) -> None:
+    model, tokenizer = parts
+    pooler = torch.randn(32, 32)
+    tmp_path.joinpath("m").mkdir()
+    more = {"pooler.dense.weight": pooler, "pooler.dense.bias": torch.ones(32)}
+    write_merged(model.base_model, tokenizer, tmp_path / "m", more=more)
+    loaded = transformers.BertModel.from_pretrained(tmp_path / "m")
+    assert torch.equal(loaded.pooler.dense.weight, pooler.bfloat16())
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])

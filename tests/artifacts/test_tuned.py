@@ -6,6 +6,7 @@ from safetensors import safe_open
 
 from lora_cli.artifacts.tuned import TUNED_FILE, Tuned, load_tuned, tuned_files
 from lora_cli.errors import UserError
+from lora_cli.lora.prefix import PrefixSize
 
 STATE = {
     "bert.encoder.layer.1.output.dense.bias": torch.arange(3.0),
@@ -56,3 +57,14 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
         load_tuned(tmp_path)
     problem = caught.value.problems[0]
     assert (problem.id, problem.where) == ("adapter.damaged", str(path))
+
+
+def test_peft_runs_a_prefix_of_a_kind_of_task_alone() -> None:
+    size = PrefixSize(num_tokens=2, num_layers=1, num_heads=1, head_size=4)
+    forms = [
+        Tuned(state={}),
+        Tuned(state={}, task_type="SEQ_CLS"),
+        Tuned(state={}, prefix=size),
+        Tuned(state={}, prefix=size, task_type="SEQ_CLS"),
+    ]
+    assert [form.loads_in_peft for form in forms] == [False, False, False, True]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lora_cli.commands import continuing
+from lora_cli.commands import merged_base
 from lora_cli.models.sources import hash_weights
 
 QUICK = (
@@ -72,14 +72,14 @@ def test_a_merge_that_loses_something_is_noticed(
     arguments = (*arguments, f"task.data.path={rows()}", "run.dir=b")
     done = run_cli(*arguments, cwd=tmp_path)
     assert "merged against adapter on train: " in done.err
-    write = continuing.write_merged
+    write = merged_base.write_merged
 
-    def spoil(model: Any, tokenizer: Any, folder: Path) -> None:
+    def spoil(model: Any, tokenizer: Any, folder: Path, **more: Any) -> None:
         with torch.no_grad():
             model.bert.encoder.layer[0].attention.self.query.weight.mul_(2)
-        write(model, tokenizer, folder)
+        write(model, tokenizer, folder, **more)
 
-    monkeypatch.setattr(continuing, "write_merged", spoil)
+    monkeypatch.setattr(merged_base, "write_merged", spoil)
     refused = run_cli(*arguments[:-1], "run.dir=c", cwd=tmp_path)
     assert refused.code == 1
     assert "error[merge.differs]" in refused.err

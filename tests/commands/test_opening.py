@@ -13,7 +13,7 @@ import torch
 from lora_cli.artifacts.adapter import Subject
 from lora_cli.artifacts.commit import document_sha256
 from lora_cli.commands.opening import default_output, load_merged, open_adapter
-from lora_cli.config.sections import DataConfig
+from lora_cli.config.tasks import DataConfig
 from lora_cli.errors import UserError
 
 

@@ -120,6 +120,8 @@ def test_the_second_phase_has_its_own_length_and_rate() -> None:
 class Quiet:
     def note(self, text: str) -> None: ...
 
+    def table(self, title: str, columns: Any, rows: Any) -> None: ...
+
     def track(self, label: str, items: Any) -> Any:
         return items
 

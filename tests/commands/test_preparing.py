@@ -10,10 +10,9 @@ import torch
 from transformers import BertForSequenceClassification
 
 from lora_cli.commands.opening import open_adapter
-from lora_cli.commands.preparing import Prepared, encode_rows, prepare
+from lora_cli.commands.preparing import Prepared, prepare
 from lora_cli.config.commands import TrainConfig
 from lora_cli.config.optim import LionConfig
-from lora_cli.data.types import Row
 from lora_cli.errors import UserError
 from lora_cli.tasks.text_classification import TextClassificationTask
 
@@ -24,6 +23,8 @@ class Notes:
 
     def note(self, text: str) -> None:
         self.texts.append(text)
+
+    def table(self, title: str, columns: Any, rows: Any) -> None: ...
 
     def track(self, label: str, items: Sequence[Any]) -> Iterator[Any]:
         yield from items
@@ -107,16 +108,6 @@ def test_a_loss_that_couples_rows_is_told_of(
     trainer = replace(config.trainer, micro_batch_size=1)
     _, notes = run_prepare(replace(config, trainer=trainer))
     assert any("couples the rows" in note for note in notes) == couples
-
-
-def test_cut_rows_are_counted(config: TrainConfig) -> None:
-    prepared, _ = run_prepare(replace(config, task=replace(config.task, max_length=6)))
-    display: Any = Notes()
-    rows = [Row(str(n), {"text": "a " * n, "label": "positive"}, "f", n) for n in range(1, 10)]
-    features = encode_rows(prepared.task, rows, "train", display)
-    # Two special tokens leave room for four words.
-    assert [row["length"] for row in features] == [3, 4, 5, 6, 6, 6, 6, 6, 6]
-    assert display.texts == ["train: task.max_length cut 5 of 9 rows"]
 
 
 def test_what_cannot_be_trained_so_is_refused_before_anything_is_written(

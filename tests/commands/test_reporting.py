@@ -84,7 +84,15 @@ def test_the_report_has_the_curves_of_the_run(tiny_run: Any, opened: Any) -> Non
         "macro": line,
         "weighted": line,
     }
-    report = report_data(tiny_run.path, opened.config, result=result, details=details, notes=["n"])
+    report = report_data(
+        tiny_run.path,
+        opened.config,
+        result=result,
+        details=details,
+        rows=32,
+        notes=["n"],
+        data=[("Data", ["split"], [["train"]])],
+    )
     lines = [
         json.loads(text) for text in (tiny_run.path / "metrics.jsonl").read_text().splitlines()
     ]

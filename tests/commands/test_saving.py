@@ -32,6 +32,8 @@ BASE = {"name": "m", "revision": None, "sha256": "0" * 64}
 class Quiet:
     def note(self, text: str) -> None: ...
 
+    def table(self, title: str, columns: Any, rows: Any) -> None: ...
+
     def track(self, label: str, items: Any) -> Any:
         return items
 

@@ -141,6 +141,8 @@ class Notes:
 
     def note(self, text: str) -> None: ...
 
+    def table(self, title: str, columns: Any, rows: Any) -> None: ...
+
     def track(self, label: str, items: Sequence[Any]) -> Iterator[Any]:
         yield from items
 

@@ -3,7 +3,7 @@ import time
 import datasets
 import pytest
 
-from lora_cli.config.sections import DataConfig
+from lora_cli.config.tasks import DataConfig
 from lora_cli.data.sources import load_rows
 from lora_cli.errors import UserError
 

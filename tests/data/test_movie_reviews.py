@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from lora_cli.config.sections import DataConfig
+from lora_cli.config.tasks import DataConfig
 from lora_cli.data import movie_reviews
 from lora_cli.data.sources import load_rows
 

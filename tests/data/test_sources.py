@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from lora_cli.config.sections import DataConfig
+from lora_cli.config.tasks import DataConfig
+from lora_cli.data.files import ALL_LAYOUTS
 from lora_cli.data.sources import cache_folder, load_rows
 from lora_cli.errors import UserError
 
@@ -144,3 +145,15 @@ def test_label_names_of_parquet_files_are_found(tmp_path):
     table = datasets.Dataset.from_dict({"label": [1, 0]}, features=features)
     table.to_parquet(tmp_path / "train.parquet")
     assert load_rows(DataConfig(path=str(tmp_path))).class_names == {"label": ("no", "yes")}
+
+
+def test_plain_texts_are_read_where_they_are_asked_for(tmp_path):
+    (tmp_path / "train.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "test.txt").write_text("three\n")
+    assert problem_of(tmp_path).id == "data.unknown-format"
+    assert problem_of(tmp_path / "train.txt").id == "data.unknown-format"
+    loaded = load_rows(DataConfig(path=str(tmp_path)), layouts=ALL_LAYOUTS)
+    found = {name: [row.values for row in rows] for name, rows in loaded.rows.items()}
+    assert found == {"train": [{"text": "one"}, {"text": "two"}], "test": [{"text": "three"}]}
+    config = DataConfig(path=str(tmp_path / "train.txt"))
+    assert len(load_rows(config, layouts=ALL_LAYOUTS).rows["train"]) == 2

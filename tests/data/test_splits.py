@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_cli.config.sections import DataConfig
-from lora_cli.data.splits import choose_splits, limit_rows, overlap_notes
+from lora_cli.config.tasks import DataConfig
+from lora_cli.data.splits import choose_splits, limit_rows
 from lora_cli.data.types import Row
 from lora_cli.errors import UserError
 
@@ -62,7 +62,7 @@ def test_the_cut_depends_on_the_seed():
 
 def test_the_cut_is_the_same_in_another_process_with_another_hash_seed():
     code = (
-        "from lora_cli.config.sections import DataConfig\n"
+        "from lora_cli.config.tasks import DataConfig\n"
         "from lora_cli.data.splits import choose_splits\n"
         "from lora_cli.data.types import Row\n"
         "rows = tuple(Row(str(n), {}, 'f', n) for n in range(50))\n"
@@ -171,20 +171,6 @@ def test_limits_draw_in_order_and_are_stated():
     assert limit_rows(splits, config, seed=1)[0] == limited
     assert limit_rows(splits, config, seed=2)[0] != limited
     assert limit_rows(splits, DataConfig(), seed=1) == (splits, ())
-
-
-def test_planted_duplicates_are_counted_exactly():
-    def texts(*values):
-        return tuple(Row(str(n), {"t": v}, "f", n) for n, v in enumerate(values))
-
-    splits = {
-        "train": texts("Hello  World", "ﬁne", "other"),
-        "validation": texts(" hello world\n", "hello worlds", "FINE"),
-        "test": texts("nothing"),
-    }
-    assert overlap_notes(splits, ["t"]) == (
-        "validation: 2 of 3 rows have the text of a row of train, on which scores say little",
-    )
 
 
 def test_splits_without_a_role_are_named():

@@ -1,7 +1,17 @@
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, T5Config, T5Model
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    T5Config,
+    T5Model,
+)
 
 from lora_cli.errors import UserError
 from lora_cli.lora.inject import freeze_base, inject_lora, saved_modules, trainable_parameters
@@ -150,6 +160,61 @@ def test_lone_new_parameter_is_refused() -> None:
 
     with pytest.raises(UserError, match="token"):
         saved_modules(WithToken(), ["token"], ())
+
+
+SIZES = {
+    "vocab_size": 20,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+}
+MASKED = {
+    "bert": (BertForMaskedLM, BertConfig(**SIZES), ("cls.predictions.transform",)),
+    "roberta": (
+        RobertaForMaskedLM,
+        RobertaConfig(**SIZES),
+        ("lm_head.dense", "lm_head.layer_norm"),
+    ),
+    "distilbert": (
+        DistilBertForMaskedLM,
+        DistilBertConfig(vocab_size=20, dim=8, n_layers=1, n_heads=2, hidden_dim=8),
+        ("vocab_transform", "vocab_layer_norm"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_new_head_with_tied_scores_leaves_the_embeddings_frozen(name: str) -> None:
+    """Without a stored head all of it is new, but the scores are the embeddings themselves."""
+    kind, config, expected = MASKED[name]
+    model = kind(config)
+    embedding = model.get_input_embeddings().weight
+    new = [
+        key
+        for key, value in model.named_parameters(remove_duplicate=False)
+        if not key.startswith(f"{model.base_model_prefix}.") and value is not embedding
+    ]
+    saved = saved_modules(model, new, ())
+    assert saved == expected
+    freeze_base(model, saved)
+    assert model.get_output_embeddings().weight is embedding
+    assert not embedding.requires_grad
+    assert not model.get_output_embeddings().bias.any()
+    # With scores of its own all of the head is new.
+    untied = kind(type(config)(**{**config.to_dict(), "tie_word_embeddings": False}))
+    new = [key for key, _ in untied.named_parameters() if not key.startswith(f"{name}.")]
+    saved = saved_modules(untied, new, ())
+    freeze_base(untied, saved)
+    assert untied.get_output_embeddings().weight.requires_grad
+    assert not untied.get_input_embeddings().weight.requires_grad
+
+
+def test_a_random_bias_beside_tied_scores_is_refused() -> None:
+    model = BertForMaskedLM(MASKED["bert"][1])
+    nn.init.ones_(model.cls.predictions.bias)
+    with pytest.raises(UserError, match=r"cls\.predictions\.(decoder\.)?bias"):
+        saved_modules(model, ["cls.predictions.bias", "cls.predictions.decoder.bias"], ())
 
 
 def test_modules_to_save_by_name_and_glob() -> None:

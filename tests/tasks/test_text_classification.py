@@ -1,16 +1,18 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss, matthews_corrcoef
 from transformers import AutoTokenizer
 
-from lora_cli.config.sections import DataConfig, TextClassificationConfig
+from lora_cli.config.tasks import DataConfig, TextClassificationConfig
 from lora_cli.data.types import Row
 from lora_cli.errors import UserError
 from lora_cli.tasks.text_classification import LabelPrediction, TextClassification
@@ -49,10 +51,10 @@ def test_tokens_are_those_of_the_tokenizer(tokenizer: Any) -> None:
     task = FAMILY.build(TextClassificationConfig(max_length=6), STATE, tokenizer)
     short = task.encode(row(1, text="a good film", label="good"))
     assert short["inputs"]["input_ids"] == tokenizer("a good film")["input_ids"]
-    assert (short["label"], short["truncated"], short["length"]) == (2, False, 5)
+    assert (short["label"], short["cut"], short["length"]) == (2, 0, 5)
     cut = task.encode(row(2, text="a good film and a bad film", label="bad"))
     assert tokenizer.decode(cut["inputs"]["input_ids"]) == "[CLS] a good film and [SEP]"
-    assert (cut["label"], cut["truncated"], cut["length"]) == (0, True, 6)
+    assert (cut["label"], cut["cut"], cut["length"]) == (0, 3, 6)
 
 
 def test_pairs_have_two_segments(tokenizer: Any) -> None:
@@ -213,3 +215,35 @@ def test_label_smoothing_equals_torch_and_its_formula(tokenizer: Any, smoothing:
     expected = (1 - smoothing) * plain.loss_sum + smoothing * spread
     assert smooth.loss_sum.item() == pytest.approx(expected.item(), rel=1e-5)
     assert smooth.count == plain.count == 3
+
+
+def test_balanced_weights_equal_those_of_scikit_learn_and_torch(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    rows = lines("good", "good", "good", "bad", "fine", "fine")
+    config = write(tmp_path / "d", train=rows, validation=rows)
+    config = replace(config, class_weights="balanced")
+    splits = FAMILY.load(config, seed=0)
+    labels = [item["label"] for item in rows]
+    weights = compute_class_weight("balanced", classes=np.array(LABELS), y=labels)
+    assert splits.state["weights"] == pytest.approx(weights.tolist())
+    task = FAMILY.build(config, splits.state, tokenizer)
+    batch = task.collate([task.encode(item) for item in splits.rows["train"]])
+    torch.manual_seed(0)
+    logits = torch.randn(6, 3)
+    output = task.forward(lambda **_: SimpleNamespace(logits=logits), batch)
+    mean = torch.nn.functional.cross_entropy(
+        logits, batch["labels"], torch.tensor(weights, dtype=torch.float32)
+    )
+    assert output.loss_sum.item() / output.count == pytest.approx(mean.item(), rel=1e-5)
+
+
+def test_weights_are_of_the_rows_that_are_trained_on(tmp_path: Path) -> None:
+    rows = lines(*["good"] * 30, *["bad"] * 10)
+    config = write(tmp_path / "d", train=rows, validation=rows)
+    data = replace(config.data, max_train_rows=12)
+    splits = FAMILY.load(replace(config, data=data, class_weights="balanced"), seed=0)
+    bad = sum(item.values["label"] == "bad" for item in splits.rows["train"])
+    assert splits.state["weights"] == pytest.approx([6 / bad, 6 / (12 - bad)])

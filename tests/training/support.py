@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from lora_cli.config.optim import AdamWConfig, LinearConfig, OptimizerConfig
-from lora_cli.config.sections import DataConfig, TextClassificationConfig, TrainerConfig
+from lora_cli.config.sections import TrainerConfig
+from lora_cli.config.tasks import DataConfig, TextClassificationConfig
 from lora_cli.lora.inject import freeze_base, inject_lora, saved_modules
 from lora_cli.lora.method import build_method
 from lora_cli.lora.settings import LoraSettings

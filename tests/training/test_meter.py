@@ -10,3 +10,6 @@ def test_a_window_of_steps() -> None:
     meter.add(1.0, 4, rows=4, seconds=0.0)
     # A clock that did not move says nothing of speed.
     assert (meter.loss(), meter.samples_per_second()) == (0.25, 0.0)
+    meter.start_window()
+    meter.add(0.0, 0, rows=4, seconds=1.0)
+    assert meter.loss() == 0

@@ -1,0 +1,116 @@
+"""What the families share whose rows have labels from a fixed set, which is learned from train."""
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_cli.data.columns import (
+    check_known_labels,
+    label_indices,
+    label_notes,
+    resolve_label_names,
+)
+from lora_cli.data.sources import Loaded
+from lora_cli.data.types import Row
+from lora_cli.errors import Problem, UserError
+from lora_cli.tasks.rows import Columns, RowFamily
+
+
+class LabelFamily(RowFamily):
+    """A family with one target, whose values are labels.
+
+    The state holds ``labels``, the names in order of the outputs, and ``numbered``, whether 0, 1,
+    ... stand for them, besides the columns.
+    """
+
+    @abstractmethod
+    def labels_of(self, value: Any) -> tuple[str, ...]:
+        """Return the labels that a value of the target's column holds; `check_rows` took it."""
+
+    def all_labels(self, rows: Sequence[Row], columns: Columns) -> list[tuple[str, ...]]:
+        """Return the labels of each row."""
+        column = self._column(columns)
+        return [self.labels_of(row.values[column]) for row in rows]
+
+    def learn(
+        self, config: Any, train: Sequence[Row], loaded: Loaded, columns: Columns
+    ) -> dict[str, Any]:
+        """Return ``labels`` and ``numbered``; names come from the user, the data set or train."""
+        given, declared = config.data.label_names, loaded.class_names.get(self._column(columns))
+        names = resolve_label_names(
+            [label for labels in self.all_labels(train, columns) for label in labels],
+            label_names=given,
+            class_names=declared,
+            column_key=f"task.data.{self.targets[0].name}_column",
+        )
+        return {"labels": list(names), "numbered": given is not None or declared is not None}
+
+    def check_known(self, rows: Sequence[Row], state: Mapping[str, Any]) -> list[Problem]:
+        """Return a problem for labels that train does not have."""
+        column = self._column(state["columns"])
+        single = [
+            Row(row.id, {column: label}, row.source, row.number)
+            for row in rows
+            for label in sorted(set(self.labels_of(row.values[column])))
+        ]
+        indices = indices_of(state)
+        return check_known_labels(single, column, indices=indices, stated=state["numbered"])
+
+    def rebind(self, config: Any, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Take label names that name the integers of other rows.
+
+        Raises:
+            UserError: If they are not those of training, in order.
+        """
+        names = config.data.label_names
+        if names is None:
+            return state
+        if list(names) != list(state["labels"]):
+            raise UserError(_other_labels(names, state["labels"]))
+        return {**state, "numbered": True}
+
+    def notes(self, train: Sequence[Row], state: Mapping[str, Any]) -> tuple[str, ...]:
+        """Name the labels that train has none of."""
+        labels = [label for row in self.all_labels(train, state["columns"]) for label in row]
+        return label_notes(state["labels"], labels, indices=indices_of(state))
+
+    def count_labels(self, rows: Sequence[Row], state: Mapping[str, Any]) -> dict[str, int]:
+        """Return how often each label is there, in the order of the outputs."""
+        indices = indices_of(state)
+        found = Counter(
+            indices[label] for labels in self.all_labels(rows, state["columns"]) for label in labels
+        )
+        return {name: found[index] for index, name in enumerate(state["labels"])}
+
+    def describe(self, state: Mapping[str, Any]) -> str:
+        """Return the number of labels."""
+        return f"{len(state['labels'])} labels"
+
+    def model_options(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the number and the names of the labels, for the head and config.json."""
+        labels = list(state["labels"])
+        return {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {name: index for index, name in enumerate(labels)},
+        }
+
+    def _column(self, columns: Columns) -> str:
+        return columns[self.targets[0].name] or ""
+
+
+def indices_of(state: Mapping[str, Any]) -> dict[str, int]:
+    """Return the output of each label that is accepted."""
+    return label_indices(state["labels"], numbered=state["numbered"])
+
+
+def _other_labels(given: Sequence[str], trained: Sequence[str]) -> Problem:
+    return Problem(
+        id="data.other-labels",
+        message=f"`task.data.label_names` must be the labels that the adapter was trained on, "
+        f"in their order, but is {', '.join(given)}.",
+        key="task.data.label_names",
+        allowed=", ".join(trained),
+        fix="leave it out where the rows hold label names",
+    )

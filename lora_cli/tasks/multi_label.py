@@ -1,0 +1,200 @@
+"""Multi-label classification: any number of labels for each text, or for each pair of texts.
+
+The head is the sequence classification head of transformers with one output a label, and the loss
+binary cross-entropy, summed over rows and labels; ``weight`` is 1 unless set:
+``loss_sum = -sum_bc (y_bc weight_c log s(x_bc) + (1 - y_bc) log(1 - s(x_bc)))``, ``count = B C``,
+where s is the logistic function.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from lora_cli.config.tasks import MultiLabelClassificationConfig
+from lora_cli.data.label_lists import check_label_lists, labels_of
+from lora_cli.data.types import Row
+from lora_cli.errors import Problem
+from lora_cli.tasks.contract import Batch, Features, StepOutput
+from lora_cli.tasks.labels import LabelFamily, indices_of
+from lora_cli.tasks.rows import Columns
+from lora_cli.tasks.texts import LABEL, TEXTS, encode_texts, pad_inputs, text_problems
+
+
+@dataclass(frozen=True, slots=True)
+class LabelsPrediction:
+    """The labels of one row.
+
+    Attributes:
+        id: Row id.
+        probabilities: One for each label, in label order, each by itself.
+        labels: Whether each label is given.
+        reference: Whether the row has each label, or None where that is not known.
+    """
+
+    id: str
+    probabilities: tuple[float, ...]
+    labels: tuple[bool, ...]
+    reference: tuple[bool, ...] | None
+
+
+class MultiLabelClassificationTask:
+    """Multi-label classification bound to a configuration, label names and a tokenizer."""
+
+    greater_is_better = True
+    couples_rows = False
+
+    def __init__(
+        self, config: MultiLabelClassificationConfig, state: Mapping[str, Any], tokenizer: Any
+    ) -> None:
+        self.metric: str = config.metric
+        self._max_length = config.max_length
+        self._threshold = config.threshold
+        self._labels: tuple[str, ...] = tuple(state["labels"])
+        self._columns: Columns = state["columns"]
+        self._indices = indices_of(state)
+        weights = state.get("weights")
+        self._weights = None if weights is None else torch.tensor(weights)
+        self._tokenizer = tokenizer
+
+    def encode(self, row: Row) -> Features:
+        """Tokenize a row; `labels` are 1 or 0 for each label, or None where they are not known."""
+        column = self._columns["label"]
+        labels = None
+        if column is not None:
+            labels = [0.0] * len(self._labels)
+            for name in labels_of(row.values[column]) or ():
+                labels[self._indices[name]] = 1.0
+        features = encode_texts(row, self._columns, self._tokenizer, max_length=self._max_length)
+        return {**features, "labels": labels}
+
+    def collate(self, features: Sequence[Features]) -> Batch:
+        """Pad to the longest row: `inputs` of shape (B, T), `labels` (B, C) or None."""
+        labels = [row["labels"] for row in features]
+        known = all(values is not None for values in labels)
+        return {
+            "ids": [row["id"] for row in features],
+            "inputs": pad_inputs(self._tokenizer, features),
+            "labels": torch.tensor(labels) if known else None,
+        }
+
+    def forward(self, model: Callable[..., Any], batch: Batch) -> StepOutput:
+        """Return the binary cross-entropy, the number of its terms and `logits` of (B, C)."""
+        logits_BC = model(**batch["inputs"]).logits.float()
+        labels_BC = batch["labels"]
+        if labels_BC is None:
+            return StepOutput(logits_BC.new_zeros(()), 0, {"logits": logits_BC})
+        weights_C = None if self._weights is None else self._weights.to(logits_BC.device)
+        loss_sum = functional.binary_cross_entropy_with_logits(
+            logits_BC, labels_BC, pos_weight=weights_C, reduction="sum"
+        )
+        return StepOutput(loss_sum, labels_BC.numel(), {"logits": logits_BC})
+
+    def decode(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[LabelsPrediction]:
+        """Turn logits into probabilities and labels."""
+        probabilities_BC = outputs["logits"].cpu().double().sigmoid().tolist()
+        labels = batch["labels"]
+        references = [None] * len(batch["ids"]) if labels is None else labels.bool().tolist()
+        return [
+            LabelsPrediction(
+                id=row_id,
+                probabilities=tuple(row),
+                labels=tuple(value >= self._threshold for value in row),
+                reference=None if true is None else tuple(true),
+            )
+            for row_id, row, true in zip(batch["ids"], probabilities_BC, references, strict=True)
+        ]
+
+    def metrics(self, predictions: Sequence[LabelsPrediction]) -> dict[str, float]:
+        """Return micro_f1, macro_f1 and exact_match."""
+        from lora_cli.metrics.multi_label import multi_label_metrics
+
+        return multi_label_metrics(*self._flags(predictions))
+
+    def report(self, predictions: Sequence[LabelsPrediction]) -> dict[str, Any]:
+        """Return label names, scores by label and their averages."""
+        from lora_cli.metrics.multi_label import multi_label_report
+
+        return {"labels": list(self._labels), **multi_label_report(*self._flags(predictions))}
+
+    def to_json(self, prediction: LabelsPrediction) -> dict[str, Any]:
+        """Return id, the names of the labels given and the probability of each; true ones too."""
+        line: dict[str, Any] = {
+            "id": prediction.id,
+            "labels": self._names(prediction.labels),
+            "probabilities": dict(zip(self._labels, prediction.probabilities, strict=True)),
+        }
+        if prediction.reference is not None:
+            line["reference"] = self._names(prediction.reference)
+        return line
+
+    def _names(self, flags: Sequence[bool]) -> list[str]:
+        return [name for name, flag in zip(self._labels, flags, strict=True) if flag]
+
+    def _flags(self, predictions: Sequence[LabelsPrediction]) -> tuple[Any, Any]:
+        """Return labels given and there, (N, C), of the rows whose labels are known."""
+        import numpy as np
+
+        known = [(p.labels, p.reference) for p in predictions if p.reference is not None]
+        shape = (len(known), len(self._labels))
+        return (
+            np.array([given for given, _ in known], bool).reshape(shape),
+            np.array([there for _, there in known], bool).reshape(shape),
+        )
+
+
+class MultiLabelClassification(LabelFamily):
+    """The family's row in the table."""
+
+    auto_class = "AutoModelForSequenceClassification"
+    task_type: str | None = "SEQ_CLS"
+    inputs, targets = TEXTS, (LABEL,)
+
+    def check_rows(self, rows: Sequence[Row], columns: Columns) -> list[Problem]:
+        """Refuse rows without text, and what is no list of labels."""
+        problems, column = text_problems(rows, columns), columns["label"]
+        return problems if column is None else problems + check_label_lists(rows, column)
+
+    def labels_of(self, value: Any) -> tuple[str, ...]:
+        """Return the labels that are listed."""
+        return labels_of(value) or ()
+
+    def learn_used(
+        self,
+        config: MultiLabelClassificationConfig,
+        train: Sequence[Row],
+        state: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Return the weight of rows that have a label, for each label, where they are not 1."""
+        if config.class_weights == "none":
+            return {}
+        indices = indices_of(state)
+        counts = [0] * len(state["labels"])
+        for row in self.all_labels(train, state["columns"]):
+            for label in row:
+                counts[indices[label]] += 1
+        # A label without rows, or that all rows have, has nothing to be balanced.
+        rows = len(train)
+        return {"weights": [(rows - n) / n if 0 < n < rows else 1.0 for n in counts]}
+
+    def notes(self, train: Sequence[Row], state: Mapping[str, Any]) -> tuple[str, ...]:
+        """Name the labels that train has none of, and tell of rows without labels."""
+        empty = sum(not row for row in self.all_labels(train, state["columns"]))
+        told = (f"train: {empty:,} of {len(train):,} rows have no label",) if empty else ()
+        return (*told, *super().notes(train, state))
+
+    def stratum(self, row: Row, columns: Columns) -> Any:
+        """Return the first label, so that a cut does not leave a frequent one out."""
+        return next(iter(labels_of(row.values.get(columns["label"] or "")) or ()), None)
+
+    def model_options(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the number and the names of the labels, and that a row may have several."""
+        return {**super().model_options(state), "problem_type": "multi_label_classification"}
+
+    def build(
+        self, config: MultiLabelClassificationConfig, state: Mapping[str, Any], processor: Any
+    ) -> MultiLabelClassificationTask:
+        """Bind the family; `processor` is a tokenizer."""
+        return MultiLabelClassificationTask(config, state, processor)

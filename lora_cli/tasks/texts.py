@@ -1,0 +1,45 @@
+"""What the families share that read a text, or a pair of texts, with a tokenizer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_cli.data.columns import LABEL_COLUMNS, TEXT_COLUMNS, check_texts
+from lora_cli.data.types import Row
+from lora_cli.errors import Problem
+from lora_cli.tasks.contract import Features
+from lora_cli.tasks.rows import Columns, Role, read_columns
+
+TEXTS = (Role("text", TEXT_COLUMNS), Role("text_pair", optional=True))
+LABEL = Role("label", LABEL_COLUMNS)
+
+
+def text_problems(rows: Sequence[Row], columns: Columns) -> list[Problem]:
+    """Return a problem for each text column in which a row has no text."""
+    return [p for column in read_columns(TEXTS, columns) for p in check_texts(rows, column)]
+
+
+def encode_texts(row: Row, columns: Columns, tokenizer: Any, *, max_length: int) -> Features:
+    """Tokenize the text, or both texts, of a row.
+
+    Returns:
+        ``id``; ``inputs``, what the tokenizer returns for one row; ``length``, its tokens; and
+        ``cut``, the number of tokens that `max_length` left out; and ``supervised``, 1: the row.
+    """
+    texts = [row.values[column] for column in read_columns(TEXTS, columns)]
+    inputs = dict(tokenizer(*texts))
+    whole = len(inputs["input_ids"])
+    if whole > max_length:
+        inputs = dict(tokenizer(*texts, truncation=True, max_length=max_length))
+    length = len(inputs["input_ids"])
+    return {
+        "id": row.id,
+        "inputs": inputs,
+        "length": length,
+        "cut": whole - length,
+        "supervised": 1,
+    }
+
+
+def pad_inputs(tokenizer: Any, features: Sequence[Features]) -> Mapping[str, Any]:
+    """Stack the inputs of encoded rows, each padded to the longest: int64 of shape (B, T)."""
+    return dict(tokenizer.pad([row["inputs"] for row in features], return_tensors="pt"))

@@ -1,0 +1,23 @@
+from collections.abc import Callable
+from pathlib import Path
+
+from lora_cli.models.sources import resolve_model
+from lora_cli.tasks.heads import load_with_head
+from lora_cli.tasks.table import FAMILIES
+
+STATE = {"columns": {}, "low": 0.0, "high": 9.0, "mean": 7.5}
+
+
+def test_a_new_head_is_started_and_one_that_is_there_is_not(
+    tiny_model_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    family, source = FAMILIES["text_regression"], resolve_model(str(tiny_model_dir()))
+    new = load_with_head(source, family, STATE, dtype="auto", seed=1).model
+    assert new.classifier.bias.tolist() == [7.5]
+    new.classifier.bias.data.fill_(2.0)
+    new.save_pretrained(tmp_path)
+    for path in Path(source.folder).glob("token*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    trained = resolve_model(str(tmp_path))
+    again = load_with_head(trained, family, STATE, dtype="auto", seed=1).model
+    assert again.classifier.bias.tolist() == [2.0]
