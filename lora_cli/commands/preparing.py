@@ -145,12 +145,6 @@ def prepare(
     else:
         changed = _apply(base, config, display)
     _show_model(display, base.model, source, changed)
-    encoded = {
-        split: encode_rows(task, rows[split], split, display) for split in ("train", "validation")
-    }
-    used = replace(splits, rows=rows)
-    report = describe_rows(FAMILIES[config.task.family], used, encoded)
-    show_rows(display, report)
     return Prepared(
         splits=splits,
         source=source,
@@ -168,10 +162,19 @@ def prepare(
         own_frozen=frozen,
         same_head=same_head,
         start=start,
-        train=encoded["train"],
-        validation=encoded["validation"],
-        report=report,
+        **_encode(config, task, replace(splits, rows=rows), display),
     )
+
+
+def _encode(config: TrainConfig, task: Task, splits: Splits, display: Display) -> dict[str, Any]:
+    """Return `train`, `validation` and `report` of what is prepared."""
+    encoded = {
+        split: encode_rows(task, splits.rows[split], split, display)
+        for split in ("train", "validation")
+    }
+    report = describe_rows(FAMILIES[config.task.family], splits, encoded)
+    show_rows(display, report)
+    return {**encoded, "report": report}
 
 
 def _rows_to_use(

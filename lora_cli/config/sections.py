@@ -79,7 +79,7 @@ class TrainerConfig:
     """Rows of one optimizer step, over all processes and micro-batches."""
 
     micro_batch_size: int | None = field(default=None, metadata={"min": 1})
-    """Rows in memory at once on each process; null takes all of them. Gradients do not change."""
+    """Rows in memory at once on each process; null takes all. Gradients change by dropout alone."""
 
     eval_batch_size: int = field(default=64, metadata={"min": 1})
     """Rows in memory at once when evaluating."""
@@ -151,7 +151,7 @@ class TrainerConfig:
     """Compute activations again going back: less memory, about a third more time."""
 
     auto_micro_batch: bool = False
-    """When memory runs out, halve the micro-batch and repeat the step; gradients do not change."""
+    """When memory runs out, halve the micro-batch and repeat the step; only dropout changes."""
 
     overfit_rows: int | None = field(default=None, metadata={"min": 1})
     """Train and validate on the same first rows: a sound setup reaches a loss near zero."""

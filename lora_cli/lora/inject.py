@@ -61,10 +61,12 @@ def freeze_base(model: nn.Module, saved_modules: tuple[str, ...], *, bias: str =
         if isinstance(module, AdapterLayer):
             for parameter in module.trained_parameters():
                 parameter.requires_grad_(True)
-    order = {name: index for index, (name, _) in enumerate(model.named_parameters())}
+    # A tied weight is there at every place where it is used: scores of tokens follow the head.
+    every = dict(model.named_parameters(remove_duplicate=False))
+    order = {name: index for index, name in enumerate(every)}
     low = {
         name
-        for name, parameter in model.named_parameters()
+        for name, parameter in every.items()
         if parameter.is_floating_point() and parameter.dtype.itemsize < torch.float32.itemsize
     }
     last_frozen_low = max(

@@ -164,17 +164,16 @@ def test_a_stored_head_is_kept_frozen(run: Any, run_cli: Any, tmp_path: Path) ->
     )
 
 
-def test_the_adapter_is_trained_on(run: Any, run_cli: Any, tmp_path: Path) -> None:
-    for mode in ("continue", "merge"):
-        done = run_cli(
-            "train", f"adapter={run.path}", f"adapter_mode={mode}",
-            "task=masked_language_modeling", f"task.data.path={run.data}", "task.max_length=16",
-            *QUICK, f"run.dir={mode}", cwd=tmp_path,
-        )  # fmt: skip
-        assert done.code == 0, done.err
-        result = json.loads((tmp_path / mode / "result.json").read_text())
-        start = result["start" if mode == "continue" else "base"]
-        assert start == pytest.approx(run.result["adapter"], abs=1e-3)
+@pytest.mark.parametrize("mode", ["continue", "merge"])
+def test_the_adapter_is_trained_on(run: Any, run_cli: Any, tmp_path: Path, mode: str) -> None:
+    done = run_cli(
+        "train", f"adapter={run.path}", f"adapter_mode={mode}", "task=masked_language_modeling",
+        f"task.data.path={run.data}", "task.max_length=16", *QUICK, "run.dir=b", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    result = json.loads((tmp_path / "b" / "result.json").read_text())
+    start = result["start" if mode == "continue" else "base"]
+    assert start == pytest.approx(run.result["adapter"], abs=1e-3)
 
 
 @pytest.fixture

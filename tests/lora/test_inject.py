@@ -210,6 +210,18 @@ def test_a_new_head_with_tied_scores_leaves_the_embeddings_frozen(name: str) -> 
     assert not untied.get_input_embeddings().weight.requires_grad
 
 
+@pytest.mark.parametrize("name", MASKED)
+def test_a_new_head_in_float32_before_tied_scores_in_bfloat16(name: str) -> None:
+    kind, config, saved = MASKED[name]
+    model = kind(config).to(torch.bfloat16).eval()
+    inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+    before = model(**inputs).logits
+    freeze_base(model, saved)
+    after = model(**inputs).logits
+    assert model.get_submodule(saved[0]).state_dict().popitem()[1].dtype == torch.float32
+    torch.testing.assert_close(after, before, atol=0.05, rtol=0.05)
+
+
 def test_a_random_bias_beside_tied_scores_is_refused() -> None:
     model = BertForMaskedLM(MASKED["bert"][1])
     nn.init.ones_(model.cls.predictions.bias)
