@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_cli.config import adapters, distributed, optim, sections, strategies
+from lora_cli.config import adapters, distributed, optim, sections, strategies, tasks
 from lora_cli.config import commands as command_configs
+from lora_cli.tasks.table import FAMILIES
 
 PACKAGE = Path(__file__).parents[2] / "lora_cli"
 READERS = [path for path in PACKAGE.rglob("*.py") if path.parent.name != "config"]
@@ -21,7 +22,7 @@ DECIDES_THE_CLASS = {
 FIELDS = sorted(
     {
         (cls.__name__, field.name)
-        for module in (sections, adapters, distributed, strategies, optim, command_configs)
+        for module in (sections, adapters, distributed, strategies, optim, tasks, command_configs)
         for cls in vars(module).values()
         if isinstance(cls, type) and dataclasses.is_dataclass(cls)
         for field in dataclasses.fields(cls)
@@ -39,6 +40,10 @@ def read_names() -> set[str]:
                 names.add(node.attr)
             elif isinstance(node, ast.MatchClass):
                 names.update(node.kwd_attrs)
+    # The columns of families are read by the names of their roles.
+    for family in FAMILIES.values():
+        roles = (*getattr(family, "inputs", ()), *getattr(family, "targets", ()))
+        names.update(f"{role.name}_column" for role in roles)
     return names
 
 

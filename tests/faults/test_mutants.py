@@ -206,10 +206,24 @@ MUTANTS = (
     ),
     Mutant(
         "texts of train in other splits are not told",
-        "data/splits.py",
-        "count = sum(_normalise(row, columns) in seen for row in rows)",
-        "count = sum(row in splits['train'] for row in rows)",
-        "tests/data/test_splits.py::test_planted_duplicates_are_counted_exactly",
+        "data/repeats.py",
+        "if _normalise(row, columns) in seen)",
+        "if row in splits['train'])",
+        "tests/data/test_repeats.py::test_planted_repeats_are_found_exactly",
+    ),
+    Mutant(
+        "rows with nothing to learn from are trained on",
+        "commands/data_report.py",
+        'if split == "train" and not supervised:',
+        'if split == "train" and not rows:',
+        "tests/commands/test_data_report.py::test_nothing_to_learn_from_is_an_error",
+    ),
+    Mutant(
+        "padding is learned",
+        "tasks/token_classification.py",
+        'torch.full_like(inputs["input_ids"], _IGNORED)',
+        'torch.zeros_like(inputs["input_ids"])',
+        "tests/tasks/test_token_classification.py::test_a_word_is_learned_at_its_first_token",
     ),
 )
 
