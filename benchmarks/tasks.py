@@ -3,8 +3,8 @@
     python benchmarks/tasks.py DATA MODELS           # folders of data sets and of models
     python benchmarks/tasks.py DATA MODELS --only sick,wnut17
 
-DATA holds a folder for each set of `SETS`, MODELS one for each model that is no package. A set or model
-that is not there is left out, and named. Baselines see the same rows as the adapter.
+DATA holds a folder for each set of `SETS`, MODELS one for each model that is no package. A set or
+model that is not there is left out, and named. Baselines see the same rows as the adapter.
 """
 
 import argparse

@@ -28,6 +28,7 @@ from lora_cli.errors import (
 # Set by `lora-cli train distributed.num_processes=N` for the processes that it starts: a folder
 # in which they leave their process ids, logs and outcomes.
 LAUNCH_FOLDER = "LORA_CLI_LAUNCH_FOLDER"
+_SIGNALLED = "signalled"
 _KINDS: dict[int, type[LoraCliError]] = {
     kind.exit_code: kind for kind in (RunFailedError, UserError, StorageError, StoppedError)
 }
@@ -173,6 +174,17 @@ def write_note(name: str, value: Mapping[str, Any]) -> None:
         staged = folder / f".{name}-{own_rank()}"
         staged.write_text(json.dumps({"restarts": restarts(), **value}), encoding="utf-8")
         staged.replace(folder / f"{name}-{own_rank()}.json")
+
+
+def note_signal(folder: Path) -> None:
+    """Note, for the processes that were started, that somebody has sent a signal."""
+    (folder / _SIGNALLED).touch()
+
+
+def is_signal_ours(number: int) -> bool:
+    """Whether a signal is meant for the run, and not the end of the others of one that died."""
+    folder = launch_folder()
+    return folder is None or number != signal.SIGTERM or (folder / _SIGNALLED).exists()
 
 
 def read_notes(folder: Path, name: str) -> dict[int, dict[str, Any]]:

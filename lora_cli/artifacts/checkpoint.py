@@ -36,6 +36,8 @@ _ALWAYS = ("adapter", "optimizer")
 _TENSORS = tuple(field.name for field in fields(TrainState) if field.name != "progress")
 _STEP = re.compile(r"step-(\d{8,})")
 CORRUPT = ".corrupt-"
+# Report, predictions, logs and descriptions of a run.
+_BYTES_OF_RESULTS = 300_000
 # What must be the same when a run is resumed: key of the manifest, problem, sentence, advice.
 _SAME = (
     (
@@ -105,7 +107,13 @@ class Checkpointer:
             if self._expected_bytes is not None:
                 # Those that are kept, the best one, and one more while it is written.
                 missing = self._keep + 2 - len(self._own())
-                check_space(self._folder, file_bytes=self._expected_bytes, copies=max(missing, 2))
+                # A third of one is the adapter, which there is twice while it is replaced.
+                check_space(
+                    self._folder,
+                    file_bytes=self._expected_bytes,
+                    copies=max(missing, 2),
+                    other_bytes=self._expected_bytes * 2 // 3 + _BYTES_OF_RESULTS,
+                )
         elif isinstance(event, CheckpointDue):
             save_checkpoint(self._folder, event.state, facts=self._facts)
             self._remove_old(keep_besides={event.state.progress.best_step})

@@ -10,6 +10,8 @@ from pathlib import Path
 from lora_cli.artifacts.commit import TEMPORARY
 from lora_cli.errors import Problem, StorageError
 
+RAISE_LIMIT = "raise the limit of file size (ulimit -f), or take another file system"
+
 
 def find_obstacle(path: Path) -> str | None:
     """Return why nothing can be made at `path`, or None where nothing speaks against it."""
@@ -48,7 +50,7 @@ def make_room(path: Path) -> None:
         ) from error
 
 
-def check_space(folder: Path, *, file_bytes: int, copies: int) -> None:
+def check_space(folder: Path, *, file_bytes: int, copies: int, other_bytes: int = 0) -> None:
     """Prove that files fit into a folder by having room set aside for them and given back.
 
     That sees quotas and limits of file size, which the number of free bytes does not tell.
@@ -57,29 +59,34 @@ def check_space(folder: Path, *, file_bytes: int, copies: int) -> None:
         folder: Where they will be; it need not exist yet.
         file_bytes: Size of one file.
         copies: How many of them there will be.
+        other_bytes: What is written besides, in files that are no larger.
 
     Raises:
         OSError: If the folder cannot be written to.
         StorageError: If there is no room.
     """
+    more, rest = divmod(other_bytes, max(file_bytes, 1))
+    sizes = [file_bytes] * (copies + more) + [rest] * (rest > 0)
     place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     probe = place / f"{TEMPORARY}probe-{uuid.uuid4().hex[:8]}"
     probe.mkdir()
     made = 0
     try:
-        for made in range(copies):
-            _reserve(probe / str(made), file_bytes)
+        for number, size in enumerate(sizes):
+            _reserve(probe / str(number), size)
+            made += size
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
+        fix = "free some space, lower trainer.keep_checkpoints, or choose another run.dir"
         raise StorageError(
             Problem(
                 id="io.no-room",
-                message=f"`run.dir` must have room for {copies * file_bytes / 1e6:,.1f} MB of "
-                f"checkpoints, but setting that aside in {place} failed after "
-                f"{made * file_bytes / 1e6:,.1f} MB: {(error.strerror or str(error)).lower()}.",
+                message=f"`run.dir` must have room for {sum(sizes) / 1e6:,.1f} MB of "
+                f"checkpoints and results, but setting that aside in {place} failed after "
+                f"{made / 1e6:,.1f} MB: {(error.strerror or str(error)).lower()}.",
                 key="run.dir",
-                fix="free some space, lower trainer.keep_checkpoints, or choose another run.dir",
+                fix=RAISE_LIMIT if error.errno == errno.EFBIG else fix,
             )
         ) from error
     finally:

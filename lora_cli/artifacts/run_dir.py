@@ -27,6 +27,7 @@ WRITTEN = (
     "config.yaml",
     "environment.json",
     "metrics.jsonl",
+    "rows.jsonl",
     "result.json",
     "report.html",
     "checkpoints",

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from lora_cli.artifacts.lock import LOCK
 from lora_cli.training.events import (
+    CheckpointDue,
     EvalDone,
     EvalProgress,
     EvalStarted,
@@ -82,6 +83,7 @@ class StatusFile:
         self._clock = clock
         self._now: Standing | None = None
         self._written = 0.0
+        self._on_disk: Standing | None = None
         self._steps_per_epoch = 1
         # Step and moment that the speed of this session is counted from.
         self._first: tuple[int, float] | None = None
@@ -98,6 +100,11 @@ class StatusFile:
         self._now = replace(changed, updated=self._clock())
         is_small = isinstance(event, StepDone | EvalProgress)
         if not is_small or self._clock() - self._written >= _WRITE_SECONDS:
+            self._write(self._now)
+
+    def flush(self) -> None:
+        """Write what has not been written yet, at the end of a session."""
+        if self._now is not None and self._now != self._on_disk:
             self._write(self._now)
 
     def _start(self, event: RunStarted) -> None:
@@ -118,7 +125,7 @@ class StatusFile:
 
     def _after(self, event: Event, now: Standing) -> Standing | None:
         match event:
-            case RunStarted():
+            case RunStarted() | CheckpointDue():
                 return now
             case StepDone():
                 return self._stepped(event, now)
@@ -152,7 +159,10 @@ class StatusFile:
         with suppress(OSError):
             staged.write_text(json.dumps(asdict(standing), indent=2) + "\n", encoding="utf-8")
             staged.replace(self._path)
-            self._written = standing.updated
+            self._written, self._on_disk = standing.updated, standing
+            return
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,6 +178,7 @@ class RunState:
         checkpoint: Step of the last checkpoint.
         result: Value of the selecting metric that the finished run ended with.
         standing: How far it is; None before training began.
+        errors: Ids of what it failed with.
     """
 
     path: Path
@@ -178,6 +189,7 @@ class RunState:
     checkpoint: int | None = None
     result: float | None = None
     standing: Standing | None = None
+    errors: tuple[str, ...] = ()
 
     @property
     def seconds_left(self) -> float | None:
@@ -215,11 +227,14 @@ def read_state(path: Path) -> RunState:
         state: State = "finished" if code == 0 else "stopped" if code == _STOPPED else "failed"
         value = (result.get("metric") or {}).get("value")
         reason = str(result.get("reason"))
-        return replace(found, state=state, exit_code=code, reason=reason, result=value)
+        errors = tuple(map(str, result.get("errors") or ()))
+        return replace(
+            found, state=state, exit_code=code, reason=reason, result=value, errors=errors
+        )
     if holder is not None and holder[1] != platform.node():
         reason = f"it has left no result, and only {holder[1]} knows whether it still runs"
         return replace(found, state="unknown", reason=reason)
-    reason = "its process is gone without a word: it was killed, or the machine went down"
+    reason = "it left no result: it was killed, the machine went down, or its disk was full"
     return replace(found, reason=reason)
 
 

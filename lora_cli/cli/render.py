@@ -1,6 +1,7 @@
 """Errors as people and programs read them."""
 
 import json
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -10,6 +11,8 @@ from lora_cli.errors import Problem
 
 MAX_SHOWN = 20
 _INDENT = " " * 12
+# Where a setting was given: command line, a line of a recipe, or a file of ours.
+_ORIGIN = re.compile(r"command line.*|.*:\d+|.*\.ya?ml", re.DOTALL)
 
 
 def printable(text: str) -> str:
@@ -27,7 +30,9 @@ def printable(text: str) -> str:
 def layout(problem: Problem) -> str:
     """Lay out a problem in at most four parts: rule and value, place, allowed, fix."""
     lines = [f"error[{problem.id}]: {problem.message}"]
-    parts = (("set in:", problem.where), ("allowed:", problem.allowed), ("fix:", problem.fix))
+    is_setting = problem.key is not None and _ORIGIN.fullmatch(problem.where or "")
+    place = "set in:" if is_setting else "where:"
+    parts = ((place, problem.where), ("allowed:", problem.allowed), ("fix:", problem.fix))
     for label, text in parts:
         if text:
             lines.append(f"  {label:<10}" + text.replace("\n", f"\n{_INDENT}"))
@@ -46,7 +51,7 @@ def show_problems(problems: Sequence[Problem]) -> None:
     """Write problems to stderr; in colour on a terminal, unless NO_COLOR is set."""
     text = Text(layout_all(problems))
     text.highlight_regex(r"(?m)^error\[[^\]]*\]", "bold red")
-    text.highlight_regex(r"(?m)^  (set in|allowed|fix):", "bold")
+    text.highlight_regex(r"(?m)^  (set in|where|allowed|fix):", "bold")
     Console(stderr=True, highlight=False, soft_wrap=True).print(text)
 
 

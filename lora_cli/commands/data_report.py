@@ -108,7 +108,7 @@ def _label_rows(report: Mapping[str, Any], names: Sequence[str]) -> list[list[st
 def without_repeated(
     task: Task, evaluation: Evaluation, repeated: frozenset[str]
 ) -> dict[str, Any] | None:
-    """Return the metrics on rows that train does not have, and their number; None if all or none are new.
+    """Return metrics on rows that train does not have, and their number; None if all or none are.
 
     Args:
         task: Computes the metrics.

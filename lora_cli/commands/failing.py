@@ -7,7 +7,7 @@ from lora_cli.artifacts.checkpoint import list_checkpoints
 from lora_cli.errors import LoraCliError, Problem
 from lora_cli.training.memory import OUT_OF_MEMORY
 
-_NOT_FINITE = "train.not-finite"
+NOT_FINITE = "train.not-finite"
 
 
 def add_what_is_saved(error: LoraCliError, path: Path) -> None:
@@ -26,7 +26,7 @@ def add_what_is_saved(error: LoraCliError, path: Path) -> None:
 
 
 def _with_saved(problem: Problem, path: Path, *, step: int, has_adapter: bool) -> Problem:
-    if problem.id not in (OUT_OF_MEMORY, _NOT_FINITE):
+    if problem.id not in (OUT_OF_MEMORY, NOT_FINITE):
         return problem
     texts = [problem.fix] if problem.fix else []
     if step == 0 and not has_adapter:

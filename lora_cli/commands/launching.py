@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from lora_cli.artifacts.run_state import resume_command
 from lora_cli.commands.display import Display
 from lora_cli.commands.options import Options
 from lora_cli.config.commands import COMMANDS
@@ -32,6 +33,7 @@ from lora_cli.ranks import (
     from_record,
     last_line,
     launch_folder,
+    note_signal,
     read_notes,
     world_size,
 )
@@ -127,6 +129,8 @@ class _Signals:
 
     def handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.received.append(number)
+        with suppress(OSError):
+            note_signal(self._folder)
         self.pass_on()
 
     def pass_on(self) -> None:
@@ -275,9 +279,18 @@ def _died(folder: Path, rank: int, how: str) -> LoraCliError:
         Problem(
             id="run.rank-died",
             message=f"Every process must run to the end, but rank {rank} {how}{said}.",
-            fix="`--resume` goes on from the last checkpoint",
+            fix=_how_to_go_on(folder),
         )
     )
+
+
+def _how_to_go_on(folder: Path) -> str:
+    """Return the command that resumes a run whose processes log into its directory."""
+    link = next((path for path in sorted(folder.glob("rank*.log")) if path.is_symlink()), None)
+    if link is None:
+        return "`--resume` goes on from the last checkpoint"
+    path, here = link.readlink().parent.parent, Path.cwd()
+    return resume_command(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _end_by(number: int) -> None:

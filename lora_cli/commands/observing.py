@@ -39,7 +39,10 @@ def observing(path: Path, composed: Composed) -> Iterator[Listener]:
         trackers(event)
 
     try:
-        yield tell
+        try:
+            yield tell
+        finally:
+            status.flush()
     except KeyboardInterrupt:
         trackers.close(_HURRY_SECONDS)
         raise

@@ -1,5 +1,6 @@
 """Where a run goes on from, what must be as it was, and what is safe when it cannot write."""
 
+import errno
 import hashlib
 import json
 import platform
@@ -16,6 +17,7 @@ from torch import nn
 
 from lora_cli.artifacts.checkpoint import list_checkpoints, load_checkpoint, load_latest_checkpoint
 from lora_cli.artifacts.commit import clean_leftovers
+from lora_cli.artifacts.room import RAISE_LIMIT
 from lora_cli.artifacts.run_dir import has_begun, write_json
 from lora_cli.artifacts.run_state import resume_command
 from lora_cli.commands.options import Options
@@ -31,6 +33,8 @@ from lora_cli.training.events import TrainState
 _CHECKPOINT = re.compile(r"step-\d{8,}")
 # Adapter and two moments; what other optimizers keep is of that size or smaller.
 _TENSORS_PER_PARAMETER = 3
+# Names and hashes of a tensor in headers and manifest, and what else a checkpoint holds.
+_BYTES_PER_TENSOR, _BYTES_BESIDES = 512, 8192
 _PACKAGES = ("lora-cli", "torch", "transformers")
 
 
@@ -185,9 +189,10 @@ def restore(path: Path, checkpoint: Path | None, *, facts: Mapping[str, Any]) ->
 
 
 def expected_bytes(model: nn.Module) -> int:
-    """Return about how large a checkpoint of a model will be."""
+    """Return about how large a checkpoint of a model will be, headers and manifest included."""
     sizes = (p.numel() * p.dtype.itemsize for p in trainable_parameters(model).values())
-    return _TENSORS_PER_PARAMETER * sum(sizes)
+    total = sum(size + _BYTES_PER_TENSOR for size in sizes)
+    return _TENSORS_PER_PARAMETER * total + _BYTES_BESIDES
 
 
 @contextmanager
@@ -208,8 +213,10 @@ def storage_errors_told(path: Path) -> Iterator[None]:
 def record_failure(path: Path, error: LoraCliError) -> None:
     """Write why a run ended into result.json, as far as the disk lets us."""
     reason = "; ".join(problem.message for problem in error.problems)
+    errors = [problem.id for problem in error.problems]
+    result = {"exit_code": error.exit_code, "reason": reason, "errors": errors}
     with suppress(OSError):
-        write_json(path / "result.json", {"exit_code": error.exit_code, "reason": reason})
+        write_json(path / "result.json", result)
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
@@ -222,12 +229,14 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     steps = list_checkpoints(path / "checkpoints")
     safe = f"everything up to step {max(steps)} is saved" if steps else "nothing is saved yet"
     place = f" at {error.filename}" if error.filename else ""
+    too_large = error.errno == errno.EFBIG
+    first = RAISE_LIMIT if too_large else "free some space or make it writable"
     return StorageError(
         Problem(
             id="io.run",
             message=f"`run.dir` must stay writable, but there was an I/O error{place}: "
             f"{error.strerror or error}; {safe}.",
             where=str(path),
-            fix=f"free some space or make it writable, then: {resume_command(path)}",
+            fix=f"{first}, then: {resume_command(path)}",
         )
     )

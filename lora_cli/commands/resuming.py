@@ -21,6 +21,7 @@ from lora_cli.errors import Problem, StoppedError, UserError
 _MAX_SHOWN = 5
 # Sections and settings that decide nothing about what is computed.
 _FREE = {"run", "distributed", "tracker", "tracking", "trainer.resume", "trainer.max_time"}
+_FREE |= {"trainer.log_rows"}
 # Rows in memory at once: a run that ran out of memory goes on with fewer, with the same gradients.
 _FREE |= {f"trainer.{name}" for name in ("micro_batch_size", "eval_batch_size", "auto_micro_batch")}
 

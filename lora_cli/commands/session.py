@@ -9,6 +9,7 @@ import torch
 
 from lora_cli.artifacts.adapter import MERGED_BASE, load_adapter
 from lora_cli.artifacts.checkpoint import Checkpointer
+from lora_cli.artifacts.row_log import RowLog
 from lora_cli.artifacts.run_dir import MetricsFile, clear_run_dir, write_json
 from lora_cli.commands.building import base_record, build_plan
 from lora_cli.commands.continuing import load_start
@@ -56,7 +57,7 @@ from lora_cli.training.events import EvalDone, Event, Listener, RunEnded, TrainS
 from lora_cli.training.loop import Trainer
 from lora_cli.training.runtime import Runtime
 
-_STOPPED = "stopped on request"
+_STOPPED = "stopped"
 
 
 class Session:
@@ -189,9 +190,9 @@ class Session:
             facts=self._facts,
             expected_bytes=expected_bytes(prepared.model),
         )
-        saving = (self._stop.timed(checkpointer),) if self._group.is_first else ()
-        shown = (self._display.on_event, self._observe)
-        listeners = (self._record, self._keep_best, *saving, *shown)
+        rows = RowLog(self._path, is_on=config.trainer.log_rows)
+        saving = (rows, self._stop.timed(checkpointer)) if self._group.is_first else ()
+        listeners = (self._record, self._keep_best, *saving, self._display.on_event, self._observe)
         return Trainer(
             task=prepared.task,
             model=prepared.model,
@@ -218,8 +219,7 @@ class Session:
                 if self._metrics is not None:
                     self._metrics.base(self._base_metrics)
         if continues and prepared.start is not None:
-            start, model = prepared.start, prepared.model
-            load_start(start, model, prepared.saved, same_head=prepared.same_head)
+            load_start(prepared.start, prepared.model, prepared.saved, same_head=prepared.same_head)
 
     def _resume(self, trainer: Trainer, state: TrainState) -> None:
         prepared, path, before = self._prepared, self._path, self._before

@@ -8,6 +8,7 @@ from typing import Any
 from lora_cli.artifacts.run_dir import has_begun
 from lora_cli.artifacts.run_state import RunState, read_state, resume_command
 from lora_cli.commands.display import Display
+from lora_cli.commands.failing import NOT_FINITE
 from lora_cli.commands.options import Options
 from lora_cli.config.commands import StatusConfig
 from lora_cli.config.composed import Composed
@@ -98,9 +99,26 @@ def _lines(state: RunState) -> list[str]:
         "checkpoint": "" if state.checkpoint is None else f"step {state.checkpoint}",
         "reason": state.reason or "",
         "last sign": _last_sign(state),
-        "resume": resume_command(state.path) if state.state in _TO_RESUME else "",
+        "resume": _resume(state) or "",
+        "fix": _instead(state),
     }
     return [f"{name + ':':<12}{text}" for name, text in facts.items() if text]
+
+
+def _resume(state: RunState) -> str | None:
+    """Return how to go on; None where that is of no use."""
+    is_useful = state.state in _TO_RESUME and NOT_FINITE not in state.errors
+    return resume_command(state.path) if is_useful else None
+
+
+def _instead(state: RunState) -> str:
+    """Say what to do where resuming with the same settings would only fail again."""
+    if NOT_FINITE not in state.errors:
+        return ""
+    start = ""
+    if (state.path / "adapter").is_dir():
+        start = f", from the best adapter so far: adapter={state.path}"
+    return f"resumed, it would diverge again: start a new run with other settings{start}"
 
 
 def _last_sign(state: RunState) -> str:
@@ -144,6 +162,6 @@ def duration(seconds: float | None) -> str:
 def _as_json(state: RunState) -> dict[str, Any]:
     plain = asdict(state)
     standing = plain.pop("standing") or {}
-    resume = resume_command(state.path) if state.state in _TO_RESUME else None
+    resume = _resume(state)
     left = state.seconds_left
     return {**standing, **plain, "path": str(state.path), "seconds_left": left, "resume": resume}

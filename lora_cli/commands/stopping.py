@@ -8,6 +8,7 @@ from types import FrameType
 
 from lora_cli.commands.display import Display
 from lora_cli.errors import Interrupted, Problem, RunFailedError
+from lora_cli.ranks import is_signal_ours
 from lora_cli.training.events import CheckpointDue, Event, Listener
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -106,9 +107,11 @@ class StopRequest:
             raise Interrupted(number)
         if not is_second:
             self._unsaid = f"{self.signal.name}: saving after this step; Ctrl-C again stops at once"
-            # A stream that was just being written to cannot be used here: then it has to wait.
-            with suppress(RuntimeError):
-                self._say()
+            # A stream that was just being written to cannot be used here: then it has to wait. So
+            # does what may only mean that another process has died, with which no step ends.
+            if is_signal_ours(self.signal):
+                with suppress(RuntimeError):
+                    self._say()
 
     def _say(self) -> None:
         if self._unsaid:

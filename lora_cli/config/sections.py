@@ -102,6 +102,9 @@ class TrainerConfig:
     log_steps: int = field(default=10, metadata={"min": 1})
     """Report loss, learning rate and speed every so many optimizer steps."""
 
+    log_rows: bool = False
+    """Write the ids of the rows of every optimizer step to rows.jsonl of the run directory."""
+
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     """Number format of the forward and backward pass (autocast); fp16 needs a GPU."""
 

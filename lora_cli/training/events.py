@@ -6,7 +6,7 @@ event. A listener never gets the trainer, so it cannot change the run.
 
 from __future__ import annotations  # so that showing a run does not have to load torch
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,8 @@ class Progress:
         eval_batch_size: The same for evaluation.
         loss_scale: What the loss is multiplied by in fp16.
         loss_scale_steps: Steps since that was changed last.
+        loss_sum: Loss, summed over the supervised items of the steps since the last reported one.
+        loss_count: Number of these items.
         seconds: Wall time so far over all sessions, evaluation included.
         train_seconds: Part of it that was spent in optimizer steps.
     """
@@ -43,6 +45,8 @@ class Progress:
     eval_batch_size: int | None = None
     loss_scale: float | None = None
     loss_scale_steps: int = 0
+    loss_sum: float = 0.0
+    loss_count: float = 0.0
     # Equal runs take different times.
     seconds: float = field(default=0.0, compare=False)
     train_seconds: float = field(default=0.0, compare=False)
@@ -94,6 +98,7 @@ class StepDone:
         grad_norm: Length of the gradient before clipping.
         samples_per_second: Rows per second since the last reported step, evaluation excluded.
         log: Whether `trainer.log_steps` asks to report this step.
+        ids: Of the rows of this step over all processes, in the order of the run.
     """
 
     step: int
@@ -103,6 +108,7 @@ class StepDone:
     grad_norm: float
     samples_per_second: float
     log: bool
+    ids: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +186,7 @@ class RunEnded:
 
     Attributes:
         step: Optimizer steps done.
-        reason: "finished", "early stopping" or "stopped on request".
+        reason: "finished", "early stopping" or "stopped".
         seconds: Wall time over all sessions, evaluation included.
         samples_per_second: Rows trained per second over all sessions, evaluation excluded.
     """

@@ -104,7 +104,7 @@ class Trainer:
 
     def resume(self, state: TrainState) -> None:
         """Continue from a checkpoint; the adapter tensors are in the model already."""
-        self.progress = state.progress
+        self.progress = self._meter.resume(state.progress)
         self._descent.resume(state)
         self.sizes.resume(self.progress)
         if self._method is not None:
@@ -156,7 +156,7 @@ class Trainer:
     def state(self) -> TrainState:
         """Return a copy of everything that resuming needs."""
         state = TrainState(
-            progress=self._descent.noted(self.sizes.noted(self.progress)),
+            progress=self._meter.noted(self._descent.noted(self.sizes.noted(self.progress))),
             adapter=self.adapter(),
             optimizer=self._descent.state(),
             method={} if self._method is None else self._method.state(),
@@ -214,7 +214,7 @@ class Trainer:
         # A request that arrives during the last step has nothing left to stop.
         is_over = self.progress.step == self.plan.total_steps
         if self.progress.evaluation_due or (not is_over and self._group.any(self._should_stop())):
-            return "stopped on request"
+            return "stopped"
         return "finished"
 
     def _train_step(self) -> None:
@@ -228,6 +228,7 @@ class Trainer:
         )
         lr = plan.optimizer.lr * lr_factor(plan.scheduler, step=step, total_steps=plan.total_steps)
         rows = [plan.train[index] for index in indices]
+        ids = [row["id"] for row in rows]
         loss_sum, count = fitted(
             self.sizes, "train", lambda: self._backward(rows), step=step, tell=self._tell
         )
@@ -236,7 +237,7 @@ class Trainer:
             loss_sum,
             grad_norm,
             step=step + 1,
-            ids=[row["id"] for row in rows],
+            ids=ids,
             loss_scale=self.runtime.loss_scale(),
         )
         if self._descent.step(lr):
@@ -251,7 +252,7 @@ class Trainer:
             train_seconds=self.progress.train_seconds + seconds,
         )
         self._meter.add(loss_sum, count, rows=len(indices), seconds=seconds)
-        self._report_step(lr, grad_norm)
+        self._report_step(lr, grad_norm, ids)
 
     def _backward(self, window: Sequence[Features]) -> tuple[float, float]:
         """Add up gradients of the summed loss; return the sum and the count over all processes."""
@@ -306,7 +307,7 @@ class Trainer:
             self._method.after_step(step)
         self._descent.average(step)
 
-    def _report_step(self, lr: float, grad_norm: float) -> None:
+    def _report_step(self, lr: float, grad_norm: float, ids: Sequence[str]) -> None:
         step, every = self.progress.step, self.plan.trainer.log_steps
         log = step % every == 0 or step in (1, self.plan.total_steps)
         self._tell(
@@ -318,6 +319,7 @@ class Trainer:
                 grad_norm=grad_norm,
                 samples_per_second=self._meter.samples_per_second(),
                 log=log,
+                ids=ids,
             )
         )
         if log:

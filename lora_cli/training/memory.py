@@ -150,9 +150,10 @@ class BatchSizes:
         """Return the next smaller size; 0 where there is none."""
         if kind == "eval":
             return self.evaluation // 2
-        # One that a user could set as well.
-        whole = self._config.global_batch_size
-        return max((n for n in range(1, self.train // 2 + 1) if whole % n == 0), default=0)
+        # One that a user could set as well: it divides what a process gets of a batch.
+        whole, parts = self._config.global_batch_size, self._num_processes
+        sizes = range(1, self.train // 2 + 1)
+        return max((n for n in sizes if whole % (n * parts) == 0), default=0)
 
 
 def fitted(

@@ -1,5 +1,9 @@
 """Loss and speed over a stretch of optimizer steps."""
 
+from dataclasses import replace
+
+from lora_cli.training.events import Progress
+
 
 class Meter:
     """Adds up steps since the last report."""
@@ -18,6 +22,19 @@ class Meter:
         self._count += count
         self._rows += rows
         self._seconds += seconds
+
+    def noted(self, progress: Progress) -> Progress:
+        """Return progress with what the loss of the next report is made of."""
+        return replace(progress, loss_sum=self._loss_sum, loss_count=self._count)
+
+    def resume(self, progress: Progress) -> Progress:
+        """Go on from the sums of a checkpoint, and return its progress without them.
+
+        Speed starts afresh, since it is that of this session.
+        """
+        self.start_window()
+        self._loss_sum, self._count = progress.loss_sum, progress.loss_count
+        return replace(progress, loss_sum=0.0, loss_count=0.0)
 
     def loss(self) -> float:
         """Return the mean loss per supervised item; 0 where the rows had none."""

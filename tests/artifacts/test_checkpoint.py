@@ -244,16 +244,17 @@ def test_room_for_all_checkpoints_is_asked_for_before_the_first_step(
 ) -> None:
     asked: list[tuple[int, int]] = []
 
-    def note(folder: Path, *, file_bytes: int, copies: int) -> None:
+    def note(folder: Path, *, file_bytes: int, copies: int, other_bytes: int) -> None:
         asked.append((file_bytes, copies))
+        assert other_bytes > 2000  # the adapter twice, and some room for the report
 
     monkeypatch.setattr("lora_cli.artifacts.checkpoint.check_space", note)
-    listener = Checkpointer(tmp_path, keep=3, facts=FACTS, expected_bytes=1000)
+    listener = Checkpointer(tmp_path, keep=3, facts=FACTS, expected_bytes=3000)
     listener(RunStarted(0, 5, 5, 80))
     for step in range(1, 6):
         listener(CheckpointDue(make_state(step)))
     listener(RunStarted(5, 5, 5, 80))
-    assert asked == [(1000, 5), (1000, 2)]
+    assert asked == [(3000, 5), (3000, 2)]
 
 
 def test_a_run_that_was_killed_before_it_removed_what_is_old_does_so_later(

@@ -38,6 +38,13 @@ def test_room_is_set_aside_and_given_back(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_room_for_results_is_asked_for_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(os, "posix_fallocate", lambda _, start, size: asked.append(size - start))
+    check_space(tmp_path, file_bytes=100, copies=2, other_bytes=250)
+    assert asked == [100, 100, 100, 100, 50]
+
+
 LIMITED = """
 import resource, sys
 from pathlib import Path
@@ -48,7 +55,7 @@ check_space(Path(sys.argv[1]), file_bytes=900_000, copies=3)
 try:
     check_space(Path(sys.argv[1]), file_bytes=1_100_000, copies=3)
 except StorageError as error:
-    print(error.exit_code, error.problems[0].id, error)
+    print(error.exit_code, error.problems[0].id, error, error.problems[0].fix)
 """
 
 
@@ -57,6 +64,8 @@ def test_a_limit_that_the_number_of_free_bytes_does_not_tell_is_seen(tmp_path: P
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("74 io.no-room `run.dir` must have room for 3.3 MB"), done.stderr
     assert "file too large" in done.stdout
+    assert "limit of file size" in done.stdout
+    assert "free some space" not in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 

@@ -24,12 +24,15 @@ from lora_cli.artifacts.run_state import (
     resume_command,
 )
 from lora_cli.training.events import (
+    CheckpointDue,
     EvalDone,
     EvalProgress,
     EvalStarted,
+    Progress,
     RunEnded,
     RunStarted,
     StepDone,
+    TrainState,
 )
 
 HOLD = """
@@ -151,6 +154,37 @@ def test_a_second_phase_is_the_same_session(tmp_path: Path) -> None:
     now = read_standing(tmp_path)
     assert now is not None
     assert (now.began, now.total_steps, now.best_step) == (1000.0, 8, 4)
+
+
+def test_what_was_held_back_is_written_at_the_end_and_with_each_checkpoint(tmp_path: Path) -> None:
+    status = StatusFile(tmp_path, clock=Clock())
+    status.flush()
+    assert not (tmp_path / STATUS).exists()
+    status(RunStarted(0, 8, 4, 32))
+    for number, act in (
+        (1, lambda: status(CheckpointDue(TrainState(Progress(step=1), {}, {})))),
+        (2, status.flush),
+    ):
+        status(step(number))
+        now = read_standing(tmp_path)
+        assert now is not None
+        assert now.step == number - 1
+        act()
+        now = read_standing(tmp_path)
+        assert now is not None
+        assert now.step == number
+
+
+def test_a_file_that_cannot_be_written_leaves_no_part_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, text: str, **_: Any) -> int:
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    StatusFile(tmp_path)(RunStarted(0, 8, 4, 32))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_is_full_does_no_harm(tmp_path: Path) -> None:

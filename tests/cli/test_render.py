@@ -24,6 +24,17 @@ def test_the_four_parts() -> None:
     assert layout(FULL) == TEXT
 
 
+def test_only_a_place_where_a_setting_was_given_is_one_that_it_was_set_in() -> None:
+    def label(where: str, key: str | None) -> str:
+        shown = layout(Problem(id="a.b", message="No.", key=key, where=where))
+        return shown.splitlines()[1].removesuffix(where).strip()
+
+    for where in ("command line, a=b", "r.yaml:3", "configs/model/bert.yaml"):
+        assert (label(where, "a"), label(where, None)) == ("set in:", "where:")
+    for where in ("runs/x", "rows with id 3, 4", "train.jsonl row 2"):
+        assert label(where, "a") == "where:"
+
+
 def test_absent_parts_are_left_out() -> None:
     assert layout(Problem(id="a.b", message="No.", fix="yes")) == "error[a.b]: No.\n  fix:      yes"
 

@@ -90,7 +90,10 @@ def test_a_run_that_diverges_leaves_the_last_good_state(
     failed = run_cli(*settings_of(tiny_run, "nan"), cwd=tmp_path)
     assert failed.code == 1
     assert "error[train.not-finite]: The loss must be finite, but is not at step 4." in failed.err
-    assert "rows with id " in failed.err
+    assert "  where:    rows with id " in failed.err
+    shown = run_cli("status", "runs/nan", cwd=tmp_path).out
+    assert "diverge again" in shown
+    assert "--resume" not in shown
     assert "the checkpoint of step 3 is intact" in failed.err
     assert "the best adapter so far is intact, and adapter=runs/nan starts from it" in failed.err
     run = tmp_path / "runs/nan"

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,6 +112,23 @@ def test_a_killed_rank_is_named_with_its_last_line(tmp_path: Path) -> None:
     assert caught.value.exit_code == 1
     message = caught.value.problems[0].message
     assert 'rank 1 was killed by SIGKILL; its last line: "step 3/9"' in message
+    assert caught.value.problems[0].fix == "`--resume` goes on from the last checkpoint"
+
+
+def test_a_killed_rank_comes_with_the_command_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "runs" / "a" / "logs" / "rank1.log"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "rank1.log").symlink_to(log)
+    for here, run in ((tmp_path, "runs/a"), (tmp_path / "launch", str(tmp_path / "runs" / "a"))):
+        monkeypatch.chdir(here)
+        with pytest.raises(LoraCliError) as caught:
+            outcome(tmp_path / "launch", {}, {1: -9})
+        expected = f"lora-cli train {run}/recipe.yaml run.dir={run} --resume"
+        assert caught.value.problems[0].fix == expected
 
 
 def test_a_hung_rank_is_named_and_not_the_kill_that_ended_it(tmp_path: Path) -> None:
@@ -192,3 +210,47 @@ def test_two_machines_meet(tiny_run: Any, tmp_path: Path) -> None:
     assert sum("training: 64 rows" in err for _, err in outputs) == 1
     assert json.loads((tmp_path / "a" / "result.json").read_bytes())["exit_code"] == 0
     assert (tmp_path / "a" / "logs" / "rank1.log").is_file()
+
+
+def _process_of(cwd: Path, rank: int) -> int:
+    """Return the id of the process of that rank, of the run that was started in `cwd`."""
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (place / "environ").read_bytes().split(b"\0")
+            words = (place / "cmdline").read_bytes()
+            is_here = (place / "cwd").readlink() == cwd
+        except OSError:
+            continue
+        if is_here and b"lora_cli.cli.worker" in words and f"RANK={rank}".encode() in variables:
+            return int(place.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_only_a_run_that_is_asked_to_stop_says_that_it_saves(
+    tiny_run: Any, tmp_path: Path, is_asked: bool
+) -> None:
+    others = ("trainer.max_steps", "trainer.eval_steps", "trainer.save_steps")
+    settings = [text for text in tiny_run.settings if not text.startswith(others)]
+    settings += ["trainer.max_steps=5000", "trainer.eval_steps=5000", "trainer.save_steps=5"]
+    words = [sys.executable, "-m", "lora_cli", "train", *settings]
+    words += ["run.dir=a", "distributed.num_processes=2"]
+    run = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        until = time.monotonic() + 60
+        while not (tmp_path / "a" / "checkpoints" / "step-00000005").exists():
+            assert run.poll() is None, run.communicate()[1]
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        if is_asked:
+            run.terminate()
+        else:
+            os.kill(_process_of(tmp_path, 1), signal.SIGKILL)
+        _, text = run.communicate(timeout=60)
+    finally:
+        run.kill()
+        run.wait()
+    assert run.returncode == (75 if is_asked else 1), text
+    assert ("SIGTERM: saving" in text) == is_asked, text
+    assert "lora-cli train a/recipe.yaml run.dir=a --resume" in text

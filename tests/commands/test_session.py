@@ -80,3 +80,40 @@ def test_the_second_phase_sees_the_rows_in_another_order(
         step_rows(64, seed=plan.seed, global_batch_size=16, step=0)[1] for plan in (first, second)
     ]
     assert orders[0] != orders[1]
+
+
+def test_the_log_of_rows_does_not_depend_on_stops(
+    tiny_run: Any, run_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import signal
+
+    settings = [*tiny_run.settings, "trainer.log_rows=true", "run.dir=a"]
+    train_step = Trainer._train_step
+
+    def step(self: Trainer) -> None:
+        if self.progress.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        train_step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", step)
+        assert run_cli("train", *settings, cwd=tmp_path).code == 75
+    log = tmp_path / "a" / "rows.jsonl"
+    assert len(read_lines(log)) == 3
+    # As from a step that was lost.
+    with log.open("a") as file:
+        file.write('{"step": 4, "ids": ["x"]}\n')
+    done = run_cli("train", *settings, "--resume", cwd=tmp_path)
+    assert done.code == 0, done.err
+    expected = []
+    for number in range(4):
+        _, rows = step_rows(64, seed=42, global_batch_size=16, step=number)
+        expected.append({"step": number + 1, "ids": [str(row + 1) for row in rows]})
+    assert read_lines(log) == expected
+    # What a run writes may change in between, since it decides nothing.
+    settings[-2] = "trainer.log_rows=false"
+    again = run_cli("train", *settings, "--resume", cwd=tmp_path)
+    assert "run is finished already" in again.err
+    assert run_cli("train", *settings, "--overwrite", cwd=tmp_path).code == 0
+    assert not log.exists()

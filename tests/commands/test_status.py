@@ -71,6 +71,7 @@ def test_a_run_that_was_killed_says_how_to_go_on(run_cli: Any, tmp_path: Path) -
     assert found["step"] == "3 of 8 (37 %), epoch 0.75"
     assert found["checkpoint"] == "step 2"
     assert "killed" in found["reason"]
+    assert "its disk was full" in found["reason"]
     assert found["last sign"].startswith("20")
     words = shlex.split(found["resume"])
     assert words[-2:] == ["run.dir=it's", "--resume"]
@@ -85,6 +86,22 @@ def test_a_run_that_ended_early_says_why(
     assert (found["state"], found["reason"]) == (state, "Why not.")
     assert "resume" in found
     assert "last sign" not in found
+
+
+@pytest.mark.parametrize("has_adapter", [True, False])
+def test_a_run_that_diverged_is_not_resumed(
+    run_cli: Any, tmp_path: Path, has_adapter: bool
+) -> None:
+    result = {"exit_code": 1, "reason": "NaN.", "errors": ["train.not-finite"]}
+    path = make_run(tmp_path / "a", result=result)
+    if has_adapter:
+        (path / "adapter").mkdir()
+    found = facts(run_cli("status", "a", cwd=tmp_path).out)
+    assert "resume" not in found
+    assert "diverge again" in found["fix"]
+    assert ("adapter=a" in found["fix"]) == has_adapter
+    (line,) = run_cli("status", "a", "--json", cwd=tmp_path).lines
+    assert line["resume"] is None
 
 
 def test_all_runs_of_a_folder(run_cli: Any, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lora_cli.commands.stopping import SIGNALS, StopRequest
 from lora_cli.errors import Interrupted, RunFailedError
+from lora_cli.ranks import LAUNCH_FOLDER, note_signal
 from lora_cli.training.events import CheckpointDue, Progress, RunEnded, TrainState
 
 
@@ -86,6 +88,25 @@ def test_a_note_that_comes_at_a_bad_time_is_shown_later() -> None:
         assert stop()
         assert stop()
     assert len(display.texts) == 1
+
+
+def test_the_end_that_comes_with_the_death_of_another_process_promises_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(LAUNCH_FOLDER, str(tmp_path))
+    display: Any = Notes()
+    stop = StopRequest(display)
+    with stop.listening(), stop.deferring():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert display.texts == []
+        assert stop()  # a step has ended, so it does go on to save
+        assert len(display.texts) == 1
+    note_signal(tmp_path)
+    stop = StopRequest(display)
+    with stop.listening(), stop.deferring():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(display.texts) == 2
 
 
 def test_the_time_limit_leaves_time_to_save() -> None:

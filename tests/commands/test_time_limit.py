@@ -47,6 +47,8 @@ def test_each_session_takes_so_long_and_the_last_one_finishes(
     assert first.code == 75, first.err
     message = "The run was stopped by its time limit, `trainer.max_time`; everything up to step 2"
     assert message in first.err
+    assert "\nstopped at step 2 after " in first.err
+    assert "on request" not in first.err
     result = json.loads((tmp_path / "a" / "result.json").read_bytes())
     assert result["exit_code"] == 75
     assert result["reason"].startswith(message)

@@ -149,6 +149,7 @@ def outcome(run: Path, ids: Path) -> dict[str, Any]:
         line.pop("samples_per_second", None)
         line.pop("seconds", None)
     found["metrics"] = kept
+    found["rows"] = (run / "rows.jsonl").read_text()
     result = json.loads((run / "result.json").read_bytes())
     names = ("exit_code", "reason", "metric", "base", "adapter", "merged", "steps", "best_step")
     found["result"] = {name: result[name] for name in names}

@@ -89,7 +89,7 @@ def test_trackers_are_told_once(setup: Setup) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = setup.folder / "tracked"
-    arguments = setup.arguments("tracked", "tracker=[csv,tensorboard]")
+    arguments = changed(setup, "tracked", "tracker=[csv,tensorboard]", "trainer.log_steps=1")
     done = run_together(arguments, setup.folder, firsts=BOTH, limit=90)
     assert done.codes == [0, 0], done.outputs
     assert trained(run) == setup.expected

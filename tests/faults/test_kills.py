@@ -44,7 +44,8 @@ def whole(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Whole:
         "trainer.global_batch_size": "8",
         "trainer.eval_steps": "4",
         "trainer.save_steps": "2",
-        "trainer.log_steps": "1",
+        "trainer.log_steps": "3",
+        "trainer.log_rows": "true",
     }
     kept = [s for s in tiny_run.settings if s.partition("=")[0] not in changed]
     settings = [*kept, *(f"{name}={value}" for name, value in changed.items())]

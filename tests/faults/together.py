@@ -34,7 +34,7 @@ def trained(run: Path) -> dict[str, bytes]:
     """Return what must be bit-equal however often a run was disturbed."""
     paths = sorted(run.glob("adapter/*.safetensors"))
     assert paths
-    paths += sorted(run.glob("checkpoints/step-*/*.safetensors"))
+    paths += [*sorted(run.glob("checkpoints/step-*/*.safetensors")), run / "rows.jsonl"]
     return {str(path.relative_to(run)): path.read_bytes() for path in paths}
 
 
@@ -55,6 +55,7 @@ def make_setup(tiny_run: Any, folder: Path) -> Setup:
     changed = {"model.path": str(base), "lora.dropout": "0.0", "trainer.max_steps": "8"}
     # Two batches of each evaluation for each process.
     changed["trainer.eval_batch_size"] = "8"
+    changed |= {"trainer.log_rows": "true", "trainer.log_steps": "3"}
     given = dict(setting.split("=", 1) for setting in tiny_run.settings)
     settings = [f"{name}={value}" for name, value in (given | changed).items()]
     made = Setup(settings, folder, {}, [])

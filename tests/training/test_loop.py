@@ -327,4 +327,4 @@ def test_a_stop_request_saves_and_ends(tiny_model_dir: ModelDir, toy_reviews: Pa
     trainer._should_stop = lambda: trainer.progress.step >= 5
     ended = trainer.run()
     saved = [event.state.progress.step for event in events if isinstance(event, CheckpointDue)]
-    assert (ended.reason, ended.step, saved) == ("stopped on request", 5, [5])
+    assert (ended.reason, ended.step, saved) == ("stopped", 5, [5])

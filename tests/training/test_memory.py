@@ -69,6 +69,11 @@ def test_sizes_shrink_through_divisors_of_the_global_batch() -> None:
     while found.halve("train"):
         seen.append(found.train)
     assert seen == [24, 12, 6, 3, 1]
+    shared = sizes(global_batch_size=20, num_processes=2)
+    assert (shared.halve("train"), shared.train) == (True, 5)
+    assert (shared.halve("train"), shared.train) == (True, 2)
+    shared = sizes(global_batch_size=10, num_processes=2)
+    assert (shared.halve("train"), shared.train, shared.halve("train")) == (True, 1, False)
     odd = sizes(global_batch_size=7)
     assert (odd.halve("train"), odd.train, odd.halve("train")) == (True, 1, False)
 
@@ -103,6 +108,7 @@ def test_halves_are_kept_in_progress() -> None:
         ({}, "train", "set trainer.micro_batch_size=16: 2 micro-batches per step, same gradients"),
         ({"micro_batch_size": 16}, "train", "=8: 4 micro-batches per step"),
         ({"num_processes": 2}, "train", "=8: 2 micro-batches per step"),
+        ({"global_batch_size": 10, "num_processes": 2}, "train", "=1: 5 micro-batches per step"),
         ({"eval_batch_size": 9}, "eval", "set trainer.eval_batch_size=4: same results"),
         ({"micro_batch_size": 1}, "train", "trainer.gradient_checkpointing=true"),
         ({"eval_batch_size": 1}, "eval", "task.max_length"),
