@@ -51,6 +51,8 @@ class AdapterRecord:
         metrics: Metrics on the validation rows: "split", "rows", "base", "adapter"; empty for an
             adapter that was combined from others.
         combined: What it was combined from and how; empty for one that was trained.
+        tensors_sha256: Hash of the tensors as they were trained, by which a resumed run knows its
+            best adapter; None for one that was combined.
     """
 
     config: Mapping[str, Any]
@@ -58,6 +60,7 @@ class AdapterRecord:
     base: Mapping[str, Any]
     metrics: Mapping[str, Any]
     combined: Mapping[str, Any] = field(default_factory=dict)
+    tensors_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,6 +134,7 @@ def save_adapter(
         "state": record.state,
         "base": record.base,
         "metrics": record.metrics,
+        "tensors_sha256": record.tensors_sha256,
     }
     if record.combined:
         document["combined"] = record.combined
@@ -170,6 +174,7 @@ def load_adapter(folder: Path) -> tuple[Adapter, AdapterRecord]:
             base=dict(document["base"]),
             metrics=dict(document["metrics"]),
             combined=dict(document.get("combined", {})),
+            tensors_sha256=document.get("tensors_sha256"),
         )
         if document_sha256(document) != document["sha256"]:
             raise _unreadable(path, "it does not match its own sha256")

@@ -8,7 +8,7 @@ import torch
 
 from lora_cli.artifacts.adapter import load_adapter
 from lora_cli.artifacts.checkpoint import checkpoint_path, read_checkpoint
-from lora_cli.artifacts.commit import DamagedFolderError
+from lora_cli.artifacts.commit import DamagedFolderError, remove_folder
 from lora_cli.artifacts.run_dir import MetricsFile, read_metrics
 from lora_cli.commands.continuing import load_start
 from lora_cli.commands.finishing import first_metrics
@@ -75,7 +75,10 @@ def repair_best(
     before: int,
     save: Callable[[Mapping[str, torch.Tensor], Metrics], Any],
 ) -> None:
-    """Write the best adapter of a run again where it is missing or damaged.
+    """Write the best adapter of a run again where it is missing, damaged, or of abandoned steps.
+
+    Steps are abandoned when a run is killed between writing an adapter and the checkpoint, or goes
+    on from an earlier one. Where nothing was the best yet, such an adapter is removed.
 
     The trainer and its model are left at the checkpoint of the best step: `state` is for the
     caller to load afterwards.
@@ -93,7 +96,14 @@ def repair_best(
         UserError: If the checkpoint of the best step is not there either.
     """
     group, step = trainer.runtime.group, state.progress.best_step
-    if step is None or (why := group.first(lambda: _why_unusable(path / "adapter"))) is None:
+    expected = state.progress.best_sha256 if step is not None and step > before else None
+    why = group.first(lambda: _why_unusable(path / "adapter", expected, is_any=step is not None))
+    if why is None:
+        return
+    if step is None:
+        with group.together():
+            if group.is_first:
+                remove_folder(path / "adapter")
         return
     best = share_state(group, lambda: _best_state(path, state, facts=facts, why=why, before=before))
     if best is None:
@@ -115,12 +125,23 @@ def repair_best(
         )
 
 
-def _why_unusable(folder: Path) -> str | None:
+def _why_unusable(folder: Path, expected: str | None, *, is_any: bool) -> str | None:
+    """Say why an adapter cannot be the best of a run, or that there should be none.
+
+    Args:
+        folder: The adapter.
+        expected: Its hash; None where that is not known.
+        is_any: Whether the run has a best adapter.
+    """
+    if not is_any:
+        return "it is of abandoned steps" if folder.exists() else None
     try:
-        load_adapter(folder)
+        _, record = load_adapter(folder)
     except UserError as error:
         return str(error)
-    return None
+    if None in (expected, record.tensors_sha256) or expected == record.tensors_sha256:
+        return None
+    return "it was of steps that this run has abandoned"
 
 
 def _best_state(

@@ -28,6 +28,7 @@ from lora_cli.lora.strategies import round_to
 from lora_cli.tasks.contract import Task
 from lora_cli.tasks.table import FAMILIES
 from lora_cli.training.evaluation import Evaluation
+from lora_cli.training.selection import tensors_sha256
 
 
 def trained_adapter(
@@ -81,6 +82,7 @@ def save_trained(
     plain: Mapping[str, Any],
     base: Mapping[str, Any],
     metrics: Mapping[str, Any],
+    sha256: str = "",
 ) -> int:
     """Write the adapter of a run directory, and return its size in bytes.
 
@@ -92,6 +94,7 @@ def save_trained(
         plain: The resolved configuration, for the record.
         base: What the record says of the base model.
         metrics: On the validation rows: "base" and "adapter".
+        sha256: What `tensors_sha256` said of the tensors as they were trained; empty computes it.
     """
     adapter = trained_adapter(prepared, config, tensors, base=base)
     rows = len(prepared.validation)
@@ -100,6 +103,7 @@ def save_trained(
         state=prepared.splits.state,
         base=base,
         metrics={"split": "validation", "rows": rows, **metrics},
+        tensors_sha256=sha256 or tensors_sha256(tensors),
     )
     card = model_card(card_data(config, record, adapter, name=path.resolve().name))
     names = prepared.module_names

@@ -280,7 +280,7 @@ class Session:
         )
 
     def _save_adapter(
-        self, tensors: Mapping[str, torch.Tensor], metrics: Mapping[str, float]
+        self, tensors: Mapping[str, torch.Tensor], metrics: Mapping[str, float], sha256: str = ""
     ) -> int:
         """Write the adapter, and return its size; only the first process does."""
         if not self._group.is_first:
@@ -293,6 +293,7 @@ class Session:
             plain=self._composed.plain,
             base=self._base(),
             metrics={"base": dict(self._base_metrics), "adapter": dict(metrics)},
+            sha256=sha256,
         )
 
     def _base(self) -> dict[str, Any]:
@@ -320,13 +321,12 @@ class Session:
             lambda: live_state(prepared, load_adapter(self._path / "adapter")[0])
         )
         load_adapter_state(prepared.model, state, prepared.saved)
-        is_merged = why_unmergeable(config.strategy.name) is None
-        then = ", then merged into the base" if is_merged else ""
+        then = "" if why_unmergeable(config.strategy.name) else ", then merged into the base"
         self._display.note(f"evaluating the saved adapter{then}")
         evaluation = trainer.evaluate()
         metrics = evaluation.metrics(prepared.task)
         with self._group.together():
-            adapter_bytes = self._save_adapter(state, metrics)
+            adapter_bytes = self._save_adapter(state, metrics, trainer.progress.best_sha256 or "")
         columns = compared_forms(
             prepared,
             self._first,

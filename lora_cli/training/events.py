@@ -23,6 +23,7 @@ class Progress:
         samples: Rows consumed since the start, over all processes; the position in the order.
         best_metric: Best value of the selecting metric so far, or None before an evaluation.
         best_step: Step that reached it.
+        best_sha256: What `tensors_sha256` says of the adapter of that step.
         evaluations_without_improvement: Count for early stopping.
         evaluation_due: Whether the evaluation at this step was broken off by a stop request.
         micro_batch_size: Rows of a micro-batch on each process, once memory has run out for more.
@@ -39,6 +40,7 @@ class Progress:
     samples: int = 0
     best_metric: float | None = None
     best_step: int | None = None
+    best_sha256: str | None = None
     evaluations_without_improvement: int = 0
     evaluation_due: bool = False
     micro_batch_size: int | None = None

@@ -48,7 +48,7 @@ from lora_cli.training.order import cut_by_length, step_rows
 from lora_cli.training.plan import Plan
 from lora_cli.training.runtime import Runtime, move_to, seed_step
 from lora_cli.training.schedule import lr_factor
-from lora_cli.training.selection import judge
+from lora_cli.training.selection import judge, tensors_sha256
 from lora_cli.training.sharding import shared_passes, without_trace
 from lora_cli.training.watch import LAST_STEP, AdapterWatch
 
@@ -136,10 +136,13 @@ class Trainer:
         reason = self._reason_to_end()
         while self.progress.step < plan.total_steps and reason == "finished":
             self._train_step()
+            best = self.progress.best_step
             if plan.is_due(plan.trainer.eval_steps, self.progress.step):
                 self._evaluate()
             reason = self._reason_to_end()
-            if plan.is_due(plan.trainer.save_steps, self.progress.step) or reason != "finished":
+            is_due = plan.is_due(plan.trainer.save_steps, self.progress.step)
+            # The best can be written again, or gone back to, only if it has a checkpoint.
+            if is_due or reason != "finished" or self.progress.best_step != best:
                 self._count_time()
                 self._tell(CheckpointDue(self.state()))
                 # A request that came meanwhile finds everything saved.
@@ -233,13 +236,8 @@ class Trainer:
             self.sizes, "train", lambda: self._backward(rows), step=step, tell=self._tell
         )
         grad_norm = self._scale_gradients(count)
-        check_finite(
-            loss_sum,
-            grad_norm,
-            step=step + 1,
-            ids=ids,
-            loss_scale=self.runtime.loss_scale(),
-        )
+        scale = self.runtime.loss_scale()
+        check_finite(loss_sum, grad_norm, step=step + 1, ids=ids, loss_scale=scale)
         if self._descent.step(lr):
             self._after_step(step + 1)
         self._descent.clear()
@@ -343,6 +341,8 @@ class Trainer:
                 threshold=self.plan.trainer.early_stopping.threshold,
             )
             adapter = self.adapter() if is_best else {}
+        if is_best:
+            self.progress = replace(self.progress, best_sha256=tensors_sha256(adapter))
         self._tell(
             EvalDone(step=step, metrics=metrics, metric=name, is_best=is_best, adapter=adapter)
         )

@@ -1,9 +1,23 @@
 """Which evaluation is the best so far, and how long ago the last improvement was."""
 
+import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
+
 from lora_cli.training.events import Progress
+
+
+def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the sha256 of tensors with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(content.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def judge(

@@ -162,3 +162,42 @@ def test_a_session_that_gets_nowhere_is_a_failure(
     assert json.loads((run / "result.json").read_bytes())["exit_code"] == 1
     assert resume(run, run_cli, "trainer.max_time=1h").code == 0
     assert (run / WEIGHTS).read_bytes() == (tiny_run.path / WEIGHTS).read_bytes()
+
+
+def test_an_adapter_of_abandoned_steps_gives_way(
+    tiny_run: Any, run_cli: Any, tmp_path: Path
+) -> None:
+    """It loads, but it is not that of the best step of this run."""
+    settings = [s for s in tiny_run.settings if not s.startswith("optimizer.lr")]
+    other = ("optimizer.lr=0.02", f"run.dir={tmp_path / 'b'}", "--quiet")
+    assert run_cli("train", *settings, *other, cwd=tmp_path).code == 0
+    run = tmp_path / "a"
+    shutil.copytree(tiny_run.path, run)
+    shutil.rmtree(run / "adapter")
+    shutil.copytree(tmp_path / "b" / "adapter", run / "adapter")
+    (run / "result.json").unlink()
+    resumed = run_cli("train", run / "recipe.yaml", f"run.dir={run}", "--resume", cwd=tmp_path)
+    assert resumed.code == 0, resumed.err
+    assert "it was of steps that this run has abandoned" in resumed.err
+    name = "adapter/adapter_model.safetensors"
+    assert (run / name).read_bytes() == (tiny_run.path / name).read_bytes()
+    again = json.loads((run / "result.json").read_text())
+    assert again["adapter"] == json.loads((tiny_run.path / "result.json").read_text())["adapter"]
+
+
+def test_the_best_step_has_a_checkpoint_whatever_the_steps_that_are_saved(
+    tiny_run: Any, run_cli: Any, tmp_path: Path
+) -> None:
+    changed = ("trainer.max_steps", "trainer.eval_steps", "trainer.save_steps")
+    settings = [s for s in tiny_run.settings if not s.startswith(changed)]
+    steps = ("trainer.max_steps=7", "trainer.eval_steps=3", "trainer.save_steps=5")
+    run = tmp_path / "a"
+    done = run_cli("train", *settings, *steps, f"run.dir={run}", "--quiet", cwd=tmp_path)
+    assert done.code == 0, done.err
+    best = json.loads((run / "result.json").read_text())["best_step"]
+    assert (run / "checkpoints" / f"step-{best:08d}" / "MANIFEST.json").is_file()
+    shutil.rmtree(run / "adapter")
+    (run / "result.json").unlink()
+    resumed = run_cli("train", run / "recipe.yaml", f"run.dir={run}", "--resume", cwd=tmp_path)
+    assert resumed.code == 0, resumed.err
+    assert f"written again from the checkpoint of step {best}" in resumed.err

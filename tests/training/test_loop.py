@@ -280,7 +280,9 @@ def test_when_to_evaluate_save_and_log(tiny_model_dir: ModelDir, toy_reviews: Pa
     trainer.run()
     saved = [event.state.progress.step for event in events if isinstance(event, CheckpointDue)]
     assert [event.step for event in evals(events)] == [0, 4, 8, 10]
-    assert saved == [3, 6, 9, 10]
+    # Each new best is saved as well.
+    best = {event.step for event in evals(events) if event.is_best}
+    assert saved == sorted({3, 6, 9, 10} | best)
     assert [event.step for event in steps(events) if event.log] == [1, 5, 10]
     assert len(steps(events)) == 10
     assert all(event.samples_per_second > 0 for event in steps(events))

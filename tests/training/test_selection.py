@@ -1,7 +1,8 @@
 import pytest
+import torch
 
 from lora_cli.training.events import Progress
-from lora_cli.training.selection import judge
+from lora_cli.training.selection import judge, tensors_sha256
 
 
 @pytest.mark.parametrize("greater", [True, False])
@@ -26,3 +27,18 @@ def test_best_and_patience_over_a_run(greater: bool) -> None:
         (True, 4, 0),
         (False, 4, 1),
     ]
+
+
+def test_a_hash_of_tensors_sees_names_types_shapes_and_every_value() -> None:
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(2, dtype=torch.bfloat16)}
+    known = tensors_sha256(tensors)
+    assert tensors_sha256(dict(reversed(tensors.items()))) == known
+    changed = [
+        {**tensors, "a": tensors["a"].view(3, 2)},
+        {**tensors, "a": tensors["a"].int()},
+        {**tensors, "b": torch.tensor([0.0, -0.0], dtype=torch.bfloat16)},
+        {"c": tensors["a"], "b": tensors["b"]},
+        {"a": tensors["a"]},
+    ]
+    assert len({known, *map(tensors_sha256, changed)}) == 6
+    assert tensors_sha256({"x": torch.tensor(1.0)}) != tensors_sha256({"x": torch.tensor(2.0)})
