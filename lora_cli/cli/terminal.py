@@ -63,8 +63,18 @@ class Terminal:
         if not self._quiet:
             self._console().print(_literal(text))
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Show a table; the first column is left-aligned, the others right."""
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        is_result: bool = True,
+    ) -> None:
+        """Show a table; the first column is left-aligned, the others right.
+
+        What is no result goes to stderr, as other messages do.
+        """
         if self._quiet:
             return
         table = Table(
@@ -75,7 +85,7 @@ class Terminal:
             table.add_column(_literal(name), justify=justify, overflow="fold")
         for row in rows:
             table.add_row(*(_literal(cell) for cell in row))
-        self._results.print(table)
+        (self._results if is_result else self._console()).print(table)
 
     def output(self, text: str) -> None:
         """Write a line to stdout at once."""

@@ -64,7 +64,7 @@ def show_rows(display: Display, report: Mapping[str, Any]) -> None:
     for title, columns, rows in report_tables(report):
         shown = rows if columns[0] == "split" else rows[:_SHOWN_LABELS]
         more = f": the first {len(shown)} of {len(rows)}" if len(shown) < len(rows) else ""
-        display.table(title + more, columns, shown)
+        display.table(title + more, columns, shown, is_result=False)
 
 
 def report_tables(report: Mapping[str, Any]) -> list[DataTable]:

@@ -14,8 +14,18 @@ class Display(Protocol):
     def note(self, text: str) -> None:
         """Show one line of information, on stderr."""
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Show a table of text cells; the first column is left-aligned, the others right."""
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        is_result: bool = True,
+    ) -> None:
+        """Show a table of text cells; the first column is left-aligned, the others right.
+
+        A result goes to stdout, anything else to stderr.
+        """
 
     def track(self, label: str, items: Sequence[Item]) -> Iterator[Item]:
         """Yield the items, and show how far it is where that takes long."""

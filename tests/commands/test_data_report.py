@@ -29,7 +29,8 @@ class Shown:
     def __init__(self) -> None:
         self.tables: list[tuple[str, Any, Any]] = []
 
-    def table(self, title: str, columns: Any, rows: Any) -> None:
+    def table(self, title: str, columns: Any, rows: Any, *, is_result: bool) -> None:
+        assert not is_result
         self.tables.append((title, columns, rows))
 
 
@@ -118,7 +119,7 @@ def test_a_run_shows_and_keeps_them(tiny_run: Any, run_cli: Any, tmp_path: Path)
         "train", *settings, f"task.data.path={data}", f"run.dir={tmp_path / 'a'}", cwd=tmp_path
     )
     assert done.code == 0, done.err
-    assert "Labels in the data" in done.out
+    assert "Labels in the data" in done.err
     assert "validation: 3 of 35 rows have the text of a row of train" in done.err
     report = json.loads((tmp_path / "a" / "data_report.json").read_text())
     assert report["validation"]["repeated"] == 3
