@@ -29,6 +29,8 @@ from lora_cli.training.events import (
 )
 
 STATUS = "status.json"
+# Id of the error of a run that diverged, and would do so again.
+NOT_FINITE = "train.not-finite"
 State = Literal["running", "finished", "stopped", "failed", "crashed", "unknown"]
 _HOLDER = re.compile(r"process (\d+) on (\S+)")
 _LOCKS = Path("/proc/locks")

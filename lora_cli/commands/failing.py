@@ -4,10 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from lora_cli.artifacts.checkpoint import list_checkpoints
+from lora_cli.artifacts.run_state import NOT_FINITE
 from lora_cli.errors import LoraCliError, Problem
 from lora_cli.training.memory import OUT_OF_MEMORY
-
-NOT_FINITE = "train.not-finite"
 
 
 def add_what_is_saved(error: LoraCliError, path: Path) -> None:

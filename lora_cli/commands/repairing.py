@@ -1,6 +1,8 @@
 """What a resumed run makes up for: the metrics of its start, and the best adapter, where lost."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from lora_cli.training.events import EvalDone, TrainState
 from lora_cli.training.loop import Trainer
 
 Metrics = Mapping[str, float]
+
+_ABANDONED = "it was of steps that this run has abandoned"
 
 
 def metrics_of_start(
@@ -74,14 +78,12 @@ def repair_best(
     facts: Mapping[str, Any],
     before: int,
     save: Callable[[Mapping[str, torch.Tensor], Metrics], Any],
-) -> None:
+) -> TrainState:
     """Write the best adapter of a run again where it is missing, damaged, or of abandoned steps.
 
-    Steps are abandoned when a run is killed between writing an adapter and the checkpoint, or goes
-    on from an earlier one. Where nothing was the best yet, such an adapter is removed.
+    Where nothing was the best yet, an adapter of abandoned steps is removed.
 
-    The trainer and its model are left at the checkpoint of the best step: `state` is for the
-    caller to load afterwards.
+    The trainer and its model are left at the checkpoint of the best step.
 
     Args:
         path: The run directory.
@@ -92,37 +94,59 @@ def repair_best(
         before: Optimizer steps of the phase before this one.
         save: Writes an adapter with its metrics.
 
+    Returns:
+        What the run goes on from, for the caller to load: `state`, but without a best step where
+        the adapter is of abandoned steps and no checkpoint has the run's own.
+
     Raises:
-        UserError: If the checkpoint of the best step is not there either.
+        UserError: If there is no adapter, and no checkpoint of the best step.
     """
     group, step = trainer.runtime.group, state.progress.best_step
     expected = state.progress.best_sha256 if step is not None and step > before else None
     why = group.first(lambda: _why_unusable(path / "adapter", expected, is_any=step is not None))
     if why is None:
-        return
+        return state
     if step is None:
         with group.together():
             if group.is_first:
                 remove_folder(path / "adapter")
-        return
-    best = share_state(group, lambda: _best_state(path, state, facts=facts, why=why, before=before))
+        return state
+    best_state = partial(_best_state, path, state, facts=facts, why=why, before=before)
+    try:
+        best = share_state(group, best_state)
+    except UserError:
+        if why != _ABANDONED:
+            raise
+        return _without_best(state, tell=group.is_first)
     if best is None:
         raise RuntimeError("The checkpoint of the best step has no state")
     load_adapter_state(prepared.model, dict(best.adapter), prepared.saved)
     trainer.resume(shift_state(best, -before))
-    lines = group.first(lambda: read_metrics(path / "metrics.jsonl"))
-    metrics = first_metrics([line for line in lines if line["step"] == step], "eval")
+    known = {prepared.task.metric: state.progress.best_metric or 0.0}
     with group.together():
-        save(
-            trainer.averaged_adapter(),
-            metrics or {prepared.task.metric: state.progress.best_metric or 0.0},
-        )
+        save(trainer.averaged_adapter(), _metrics_of(path, step) or known)
     if group.is_first:
+        text = "warning: the best adapter was written again from the checkpoint of step %d: %s"
+        logger.warning(text, step, why)
+    return state
+
+
+def _metrics_of(path: Path, step: int) -> Metrics:
+    """Return what metrics.jsonl says of a step; nothing if that is lost."""
+    lines = read_metrics(path / "metrics.jsonl")
+    return first_metrics([line for line in lines if line["step"] == step], "eval")
+
+
+def _without_best(state: TrainState, *, tell: bool) -> TrainState:
+    """Return the state of a run whose best step is in no checkpoint any more."""
+    if tell:
         logger.warning(
-            "warning: the best adapter was written again from the checkpoint of step %d: %s",
-            step,
-            why,
+            "warning: the best adapter, of step %d, is in no checkpoint any more, and adapter/ is "
+            "of later steps: the next evaluation counts as the best until a better one",
+            state.progress.best_step,
         )
+    progress = replace(state.progress, best_metric=None, best_step=None, best_sha256=None)
+    return replace(state, progress=progress)
 
 
 def _why_unusable(folder: Path, expected: str | None, *, is_any: bool) -> str | None:
@@ -141,7 +165,7 @@ def _why_unusable(folder: Path, expected: str | None, *, is_any: bool) -> str | 
         return str(error)
     if None in (expected, record.tensors_sha256) or expected == record.tensors_sha256:
         return None
-    return "it was of steps that this run has abandoned"
+    return _ABANDONED
 
 
 def _best_state(

@@ -226,7 +226,7 @@ class Session:
         found = metrics_of_start(path, trainer, prepared, self._metrics)
         self._base_metrics, self._start_metrics = found
         again, facts = self._save_adapter, self._facts
-        repair_best(path, trainer, prepared, state, facts=facts, before=before, save=again)
+        state = repair_best(path, trainer, prepared, state, facts=facts, before=before, save=again)
         load_adapter_state(prepared.model, dict(state.adapter), prepared.saved)
         trainer.resume(shift_state(state, -before))
         self._display.note(f"resuming after step {state.progress.step}")

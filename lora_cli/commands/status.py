@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_cli.artifacts.run_dir import has_begun
-from lora_cli.artifacts.run_state import RunState, read_state, resume_command
+from lora_cli.artifacts.run_state import NOT_FINITE, RunState, read_state, resume_command
 from lora_cli.commands.display import Display
-from lora_cli.commands.failing import NOT_FINITE
 from lora_cli.commands.options import Options
 from lora_cli.config.commands import StatusConfig
 from lora_cli.config.composed import Composed

@@ -94,7 +94,7 @@ def test_plain_values_share_nothing_with_the_config() -> None:
 def test_lists_are_known() -> None:
     keys = all_keys("merge") | all_keys("train")
     assert {name for name, key in keys.items() if key.is_list and key.is_text} == {
-        *("adapters", "lora.trainable_tokens")
+        *("adapters", "lora.trainable_tokens", "task.data.choice_columns")
     }
     assert {"lora.layers", "task.data.label_names", "weights"} <= {
         name for name, key in keys.items() if key.is_list
