@@ -41,6 +41,10 @@ class LoraCliError(Exception):
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__("\n".join(problem.message for problem in self.problems))
 
+    def __reduce__(self) -> tuple[type["LoraCliError"], tuple[tuple[Problem, ...]]]:
+        """Tell how to make it again in another process, which Python would get wrong."""
+        return type(self), (self.problems,)
+
 
 class UserError(LoraCliError):
     """It would not start: command line, config, data, model or adapter; nothing was written."""

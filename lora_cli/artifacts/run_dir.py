@@ -5,6 +5,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime
@@ -50,6 +51,7 @@ WRITTEN = (
 )
 # Written in this order at the start; only the last of them makes the folder a run directory.
 _FIRST = ("logs", "base", "recipe.yaml", "config.yaml")
+_CHECKSUM = "crc32"
 PACKAGES = ("lora-cli", "torch", "transformers", "datasets", "accelerate", "safetensors")
 
 
@@ -249,6 +251,8 @@ def _git_commit() -> str | None:
 class MetricsFile:
     """Listener that appends one JSON line per reported step and evaluation to metrics.jsonl.
 
+    Each line ends with a checksum of its own: a number that a disk has changed is not believed.
+
     Told of a checkpoint before the `Checkpointer` is, it forces to disk what came before.
 
     Args:
@@ -260,7 +264,7 @@ class MetricsFile:
         self._path = path
         lines = read_metrics(path)
         kept = [line for line in lines if line["step"] <= last_step]
-        replace_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        replace_file(path, "".join(_sealed(line) for line in kept).encode())
 
     def __call__(self, event: Event) -> None:
         """Write the event, if it is one that is kept."""
@@ -297,7 +301,23 @@ class MetricsFile:
 
     def _append(self, line: Mapping[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(_sealed(line))
+
+
+def _sealed(line: Mapping[str, Any]) -> str:
+    """Return a line of JSON that ends with a checksum of what goes before."""
+    text = json.dumps(line)
+    return f'{text[:-1]}, "{_CHECKSUM}": "{zlib.crc32(text.encode()):08x}"}}\n'
+
+
+def _unsealed(text: bytes) -> dict[str, Any] | None:
+    """Return what `_sealed` was given, or None where the line is not as it was written."""
+    try:
+        line = json.loads(text)
+        del line[_CHECKSUM]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return None
+    return line if _sealed(line).encode() == text + b"\n" else None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -310,11 +330,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return lines
     texts = path.read_bytes().split(b"\n")
     for number, text in enumerate(texts, start=1):
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            line = None
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        line = _unsealed(text)
+        if line is None:
             if number < len(texts):
                 logger.warning("warning: %s is damaged from line %d on", path, number)
             break

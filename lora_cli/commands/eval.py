@@ -45,7 +45,10 @@ def run(composed: Composed, options: Options, display: Display) -> int:
         display.note(note)
     split = _choose_split(config.split, list(splits.rows))
     rows = splits.rows[split]
-    features = encode_rows(task, rows, split, display)
+    # The task is that of the record, unless other rows were named.
+    state = opened.record.state if config.task.data.path is None else splits.state
+    facts = opened.encoding_facts(state)
+    features = encode_rows(task, rows, split, display, facts=facts)
 
     models = _models(opened, config, task, features)
     evaluations, sizes = {}, {}
@@ -154,7 +157,7 @@ def _load_merged(
 
 
 def _evaluate(
-    task: Task, model: Callable[..., Any], features: list[Features], config: EvalConfig
+    task: Task, model: Callable[..., Any], features: Sequence[Features], config: EvalConfig
 ) -> Evaluation:
     return evaluate_rows(
         task, model, features, batch_size=config.batch_size, device=device_of(model)

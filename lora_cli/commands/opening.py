@@ -21,6 +21,7 @@ from lora_cli.artifacts.adapter import (
 from lora_cli.artifacts.peft_format import PeftAdapter
 from lora_cli.commands.attaching import attach_adapter, make_ready
 from lora_cli.commands.display import Display
+from lora_cli.commands.encoding import encoding_facts
 from lora_cli.commands.new_rows import check_new_rows, check_no_new_rows
 from lora_cli.commands.recorded import training_config
 from lora_cli.config.commands import TrainConfig
@@ -119,6 +120,10 @@ class Opened:
                 )
             )
         return self.family.load(config, seed=self.config.seed), self.task
+
+    def encoding_facts(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what rows of a task with this state are encoded by."""
+        return encoding_facts(self.config.task, state, self.tokenizer, self.source)
 
 
 def open_adapter(path: str, *, base: str | None, display: Display | None = None) -> Opened:

@@ -16,7 +16,7 @@ from lora_cli.commands.continuing import (
 )
 from lora_cli.commands.data_report import describe_rows, show_rows
 from lora_cli.commands.display import Display
-from lora_cli.commands.encoding import encode_rows
+from lora_cli.commands.encoding import encode_rows, encoding_facts
 from lora_cli.commands.merged_base import merge_base
 from lora_cli.commands.merging import Probe, show_same
 from lora_cli.commands.opening import check_base
@@ -145,6 +145,7 @@ def prepare(
     else:
         changed = _apply(base, config, display)
     _show_model(display, base.model, source, changed)
+    facts = encoding_facts(config.task, splits.state, tokenizer, source)
     return Prepared(
         splits=splits,
         source=source,
@@ -162,14 +163,16 @@ def prepare(
         own_frozen=frozen,
         same_head=same_head,
         start=start,
-        **_encode(config, task, replace(splits, rows=rows), display),
+        **_encode(config, task, replace(splits, rows=rows), display, facts=facts),
     )
 
 
-def _encode(config: TrainConfig, task: Task, splits: Splits, display: Display) -> dict[str, Any]:
+def _encode(
+    config: TrainConfig, task: Task, splits: Splits, display: Display, *, facts: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return `train`, `validation` and `report` of what is prepared."""
     encoded = {
-        split: encode_rows(task, splits.rows[split], split, display)
+        split: encode_rows(task, splits.rows[split], split, display, facts=facts)
         for split in ("train", "validation")
     }
     report = describe_rows(FAMILIES[config.task.family], splits, encoded)

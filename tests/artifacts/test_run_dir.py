@@ -153,6 +153,8 @@ def test_metrics_are_kept_line_by_line(tmp_path: Path) -> None:
     for event in [*events, step(1), step(2, log=False), step(3)]:
         listener(event)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        assert len(line.pop("crc32")) == 8
     assert lines == read_metrics(path)
     assert [(line["event"], line["step"]) for line in lines] == [
         ("eval", 0),
@@ -176,6 +178,26 @@ def test_a_resumed_run_drops_the_lines_that_it_repeats(tmp_path: Path) -> None:
     MetricsFile(path, last_step=-1)
     assert path.read_text() == ""
     assert read_metrics(tmp_path / "none") == []
+
+
+def test_no_flipped_bit_of_metrics_changes_what_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    listener = MetricsFile(path, last_step=-1)
+    listener(EvalDone(0, {"accuracy": 0.5}, "accuracy", False))
+    listener(step(1))
+    whole, content = read_metrics(path), path.read_bytes()
+    ends = [n for n, byte in enumerate(content) if byte == ord("\n")]
+    for place in range(len(content)):
+        for bit in range(8):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(flipped)
+            # A line that is not as it was written is left out, with those after it.
+            kept = 0 if place <= ends[0] else 1
+            assert read_metrics(path) == whole[:kept], (place, bit)
+    assert "is damaged from line 1 on" in caplog.text
 
 
 def test_description_and_environment(tmp_path: Path) -> None:
