@@ -218,6 +218,32 @@ def run_cli() -> Callable[..., Finished]:
     return run
 
 
+@pytest.fixture
+def compose_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """Give the composed configuration of each job of a command line, from an empty folder."""
+    from lora_cli.cli.argv import split
+    from lora_cli.config.launch import run_command
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> list[Any]:
+        seen: list[Any] = []
+
+        def job(composed: Any) -> int:
+            seen.append(composed)
+            return 0
+
+        line = split(arguments)
+        assert line.command is not None
+        code = run_command(
+            line.command, line.overrides, line.hydra_flags, recipe=line.recipe, job=job
+        )
+        assert code == 0
+        return seen
+
+    return run
+
+
 @dataclass(frozen=True)
 class TinyRun:
     """A finished run of four steps on the toy reviews; tests read it and copy it to change it."""

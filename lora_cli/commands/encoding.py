@@ -22,6 +22,8 @@ from lora_cli.errors import Problem, RunFailedError
 from lora_cli.models.sources import ModelSource
 from lora_cli.tasks.contract import Features, Task
 
+# Fewer are encoded in a moment.
+KEPT_ROWS = 1000
 # A process must encode so many rows to be worth the seconds of its start.
 ROWS_OF_A_PROCESS = 20_000
 _CHUNK = 256
@@ -81,6 +83,8 @@ def encoding_facts(
 def _cached(
     task: Task, rows: Sequence[Row], name: str, display: Display, facts: Mapping[str, Any]
 ) -> Sequence[Features]:
+    if len(rows) < KEPT_ROWS:
+        return _in_memory(task, rows, name, display)
     path = encoded_path(_fingerprint(rows, facts))
     try:
         # The other processes of a run wait here, and read what the first has written.
@@ -92,6 +96,11 @@ def _cached(
             return found
     except OSError as error:
         display.note(f"{name}: not kept in the cache, {path.parent}: {error.strerror}")
+    return _in_memory(task, rows, name, display)
+
+
+def _in_memory(task: Task, rows: Sequence[Row], name: str, display: Display) -> list[Features]:
+    """Return rows as they would come from the cache: made of JSON values."""
     with _lines(task, rows, name, display) as lines:
         return [json.loads(line) for line in lines]
 

@@ -37,8 +37,8 @@ from lora_cli.models.base import (
     load_base,
     load_tokenizer,
 )
+from lora_cli.models.folders import KEY as MODEL_KEY
 from lora_cli.models.integrity import changed_settings
-from lora_cli.models.sources import KEY as MODEL_KEY
 from lora_cli.models.sources import ModelSource, resolve_model
 from lora_cli.tasks.contract import Family, Task
 from lora_cli.tasks.heads import load_with_head

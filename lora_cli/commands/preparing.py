@@ -39,6 +39,7 @@ from lora_cli.lora.strategies import (
 )
 from lora_cli.lora.targets import ResolvedTargets
 from lora_cli.lora.tokens import prepare_tokens, put_tokens
+from lora_cli.models.architecture import check_architecture
 from lora_cli.models.base import (
     BaseModel,
     agree_on_padding,
@@ -197,6 +198,7 @@ def load_model(
     """Load the base with the head of the task, its tokenizer, and the task bound to both."""
     family = FAMILIES[config.task.family]
     base = load_with_head(source, family, state, dtype=config.model.dtype, seed=config.seed)
+    check_architecture(base.model.config, config.model)
     _check_length(config, base.model)
     check_forward(base.model, config.trainer)
     tokenizer = load_tokenizer(source)

@@ -10,6 +10,7 @@ from lora_cli.artifacts.run_dir import (
     check_run_dir,
     choose_run_dir,
 )
+from lora_cli.commands import smoke
 from lora_cli.commands.continuing import find_start
 from lora_cli.commands.display import Display
 from lora_cli.commands.failing import add_what_is_saved
@@ -47,6 +48,8 @@ from lora_cli.training.trackers import check_installed
 def run(composed: Composed, options: Options, display: Display) -> int:
     """Train, in this process or in several that it starts, and return the exit code."""
     config: TrainConfig = composed.config
+    if config.smoke:
+        return smoke.run(composed, options, display, train=run)
     if must_launch(config.distributed):
         return launch(composed, options, display)
     if problems := list(check_shares(config.trainer, world_size())):

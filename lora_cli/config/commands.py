@@ -112,6 +112,9 @@ class TrainConfig:
     )
     """Train that adapter on, or merge it into the base model and start a new one on top."""
 
+    smoke: bool = False
+    """Try the recipe in seconds: tiny random model, a few rows, every step, nothing kept."""
+
     seed: int = field(default=42, metadata={"min": 0, "max": 2**32 - 1})
     """Decides the start of head and adapter, the order of rows, dropout and cut splits."""
 

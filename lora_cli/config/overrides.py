@@ -29,7 +29,10 @@ from lora_cli.errors import Problem, nearest_name
 
 # What a named model or task says about its own path, and what does not hold for another one.
 _RESET_BY_PATH = {
-    "model.path": ("model.revision", "model.sha256", "model.hub_id"),
+    "model.path": (
+        *("model.revision", "model.sha256", "model.hub_id"),
+        *("model.architecture", "model.num_layers"),
+    ),
     "task.data.path": tuple(
         f"task.data.{item.name}"
         for item in fields(DataConfig)
@@ -235,8 +238,6 @@ def _check_override(
 def _check_group(item: Override, request: Request) -> Iterator[Problem]:
     options = list(group_options(item.key, request.extra))
     for value in item.values:
-        if value is None and request.groups[item.key] is None:
-            continue
         if not isinstance(value, str) or value not in options:
             shown = "null" if value is None else str(value)
             yield unknown_option(item.key, shown, options, where=item.origin)

@@ -50,6 +50,12 @@ class ModelConfig:
     sha256: str | None = text_field()
     """Expected sha256 of the weights; a base with other weights is refused."""
 
+    architecture: str | None = text_field()
+    """Expected model type, such as bert; smoke=true goes by it where the model cannot be read."""
+
+    num_layers: int | None = field(default=None, metadata={"min": 1})
+    """Expected number of layers, likewise; null is the usual number of the architecture."""
+
     hub_id: str | None = text_field()
     """Hub name of the same weights, written into adapters so that others can find their base."""
 

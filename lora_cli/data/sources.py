@@ -84,7 +84,7 @@ def load_rows(
                 fix=f"{KEY}=FILE, or task=movie_reviews for rows that need no hub",
             )
         )
-    path = _resolve_path(source)
+    path = find_path(source)
     if path is not None:
         if path.is_dir():
             return _load_folder(path, layouts)
@@ -94,8 +94,12 @@ def load_rows(
     return Loaded(rows=found.rows, class_names=found.class_names, notes=found.notes)
 
 
-def _resolve_path(source: str) -> Path | None:
-    """Return the local path that `source` means, or None if it is the name of a hub data set."""
+def find_path(source: str) -> Path | None:
+    """Return the local path that `source` means, or None if it is the name of a hub data set.
+
+    Raises:
+        UserError: If it is neither.
+    """
     if source.startswith(CACHE_PREFIX):
         return _resolve_cache(source)
     if source.startswith(packages.PREFIX):

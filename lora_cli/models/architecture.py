@@ -9,7 +9,8 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 
-from lora_cli.errors import UserError
+from lora_cli.config.sections import ModelConfig
+from lora_cli.errors import Problem, UserError
 from lora_cli.models.base import (
     LAYER_OR_EMBEDDING,
     LOADING_ERRORS,
@@ -17,15 +18,10 @@ from lora_cli.models.base import (
     loading_problem,
     silence,
 )
+from lora_cli.models.folders import KEY, check_configs
 from lora_cli.models.gguf import find_gguf, is_gguf
 from lora_cli.models.heads import head_names
-from lora_cli.models.sources import (
-    KEY,
-    ModelSource,
-    check_configs,
-    find_folder,
-    from_hub,
-)
+from lora_cli.models.sources import ModelSource, find_folder, from_hub
 from lora_cli.models.weights import weight_files
 
 
@@ -48,12 +44,15 @@ class Architecture:
     knows_weights: bool
 
 
-def resolve_config(path: str, *, revision: str | None = None) -> ModelSource:
+def resolve_config(
+    path: str, *, revision: str | None = None, is_offline: bool = False
+) -> ModelSource:
     """Find the config.json of a model and check it; weights need not be there.
 
     Args:
         path: Local folder, pkg://package/folder, or hub id, of which config.json alone is fetched.
         revision: Branch, tag or commit on the hub.
+        is_offline: Whether to look for a model of the hub in its cache alone.
 
     Returns:
         The folder; `sha256` is empty, since no weights are read.
@@ -70,13 +69,42 @@ def resolve_config(path: str, *, revision: str | None = None) -> ModelSource:
         from huggingface_hub import hf_hub_download
 
         def fetch() -> str:
-            return hf_hub_download(path, "config.json", revision=revision)
+            return hf_hub_download(
+                path, "config.json", revision=revision, local_files_only=is_offline
+            )
 
         folder = from_hub(fetch, path=path, revision=revision).parent
     problems = list(check_configs(folder))
     if problems:
         raise UserError(problems)
     return ModelSource(folder, path, revision, "")
+
+
+def check_architecture(config: Any, expected: ModelConfig) -> None:
+    """Compare a loaded model with what the settings expect of it.
+
+    Raises:
+        UserError: If it is another.
+    """
+    found = {
+        "architecture": (expected.architecture, config.model_type),
+        "num_layers": (
+            expected.num_layers,
+            getattr(config.get_text_config(), "num_hidden_layers", None),
+        ),
+    }
+    problems = [
+        Problem(
+            id="model.other-architecture",
+            message=f"`model.{name}` must be that of the model, {actual}, but is {wanted}.",
+            key=f"model.{name}",
+            fix=f"leave model.{name} out, or name another model",
+        )
+        for name, (wanted, actual) in found.items()
+        if wanted is not None and wanted != actual
+    ]
+    if problems:
+        raise UserError(problems)
 
 
 def load_architecture(

@@ -16,7 +16,8 @@ from torch import nn
 from transformers.utils import logging as chatter
 
 from lora_cli.errors import Problem, UserError
-from lora_cli.models.sources import KEY, ModelSource
+from lora_cli.models.folders import KEY
+from lora_cli.models.sources import ModelSource
 
 # What transformers raises for folders that it cannot make sense of.
 LOADING_ERRORS = (

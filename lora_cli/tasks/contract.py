@@ -104,6 +104,9 @@ class Family(Protocol):
         Raises UserError with every problem of the data that was found.
         """
 
+    def made_up_rows(self, config: Any, count: int) -> Sequence[Mapping[str, Any]]:
+        """Return rows with the columns of the settings, for data that cannot be reached."""
+
     def load_more(
         self, config: Any, state: Mapping[str, Any], *, seed: int
     ) -> tuple[Splits, Mapping[str, Any]]:

@@ -7,7 +7,7 @@ where s is the logistic function.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from lora_cli.config.tasks import MultiLabelClassificationConfig
 from lora_cli.data.label_lists import check_label_lists, labels_of
+from lora_cli.data.made_up import labels
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem
 from lora_cli.tasks.contract import Batch, Features, StepOutput
@@ -150,7 +151,7 @@ class MultiLabelClassification(LabelFamily):
 
     auto_class = "AutoModelForSequenceClassification"
     task_type: str | None = "SEQ_CLS"
-    inputs, targets = TEXTS, (LABEL,)
+    inputs, targets = TEXTS, (replace(LABEL, made_up=labels),)
 
     def check_rows(self, rows: Sequence[Row], columns: Columns) -> list[Problem]:
         """Refuse rows without text, and what is no list of labels."""

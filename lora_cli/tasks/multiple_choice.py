@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 
 from lora_cli.config.tasks import DataConfig, MultipleChoiceConfig
+from lora_cli.data import made_up
 from lora_cli.data.choices import (
     answer_index,
     check_answers,
@@ -194,9 +195,16 @@ class MultipleChoice(RowFamily):
     inputs = (
         Role("context", CONTEXT_COLUMNS, optional=True),
         Role("question", QUESTION_COLUMNS, optional=True),
-        Role("choices", CHOICES_COLUMNS, optional=True),
+        Role("choices", CHOICES_COLUMNS, optional=True, made_up=made_up.choices),
     )
-    targets = (Role("answer", ANSWER_COLUMNS),)
+    targets = (Role("answer", ANSWER_COLUMNS, made_up=made_up.answer),)
+
+    def made_up_rows(self, config: MultipleChoiceConfig, count: int) -> list[dict[str, Any]]:
+        """Return rows with the columns of the settings, several of choices too."""
+        rows, names = super().made_up_rows(config, count), config.data.choice_columns
+        if names is None:
+            return rows
+        return [{**row, **dict(zip(names, row[CHOICES_COLUMNS[0]], strict=True))} for row in rows]
 
     def check_rows(self, rows: Sequence[Row], columns: Columns) -> list[Problem]:
         """Refuse rows without text to choose for, or without two choices."""

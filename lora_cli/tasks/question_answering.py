@@ -20,6 +20,7 @@ from lora_cli.config.tasks import QuestionAnsweringConfig
 from lora_cli.data.answers import Answer, check_answers, row_answers
 from lora_cli.data.columns import check_texts
 from lora_cli.data.groups import Groups
+from lora_cli.data.made_up import answer_start, answers
 from lora_cli.data.sources import Loaded
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
@@ -262,8 +263,8 @@ class QuestionAnswering(RowFamily):
     task_type: str | None = None
     inputs = (Role("question", ("question", "query")), Role("context", ("context", "passage")))
     targets = (
-        Role("answers", ("answers", "answer", "answer_text")),
-        Role("answer_start", ("answer_start",), optional=True),
+        Role("answers", ("answers", "answer", "answer_text"), made_up=answers),
+        Role("answer_start", ("answer_start",), optional=True, made_up=answer_start),
     )
 
     def check_rows(self, rows: Sequence[Row], columns: Columns) -> list[Problem]:

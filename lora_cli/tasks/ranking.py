@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 
 from lora_cli.config.tasks import RankingConfig
+from lora_cli.data import made_up
 from lora_cli.data.candidates import (
     candidates_of,
     check_candidates,
@@ -39,6 +40,7 @@ from lora_cli.tasks.rows import Columns, Role, RowFamily
 CANDIDATE_COLUMNS = ("candidate", "candidates", "item", "items", "title", "news")
 # Between the parts of a history that is a list.
 _BETWEEN = "; "
+_LABEL_COLUMNS = ("label", "labels", "clicked", "click", "target", "relevance")
 _LISTED = 10
 
 
@@ -199,12 +201,12 @@ class Ranking(RowFamily):
     task_type: str | None = "SEQ_CLS"
     inputs = (
         Role("history", ("history", "user_history", "clicks")),
-        Role("candidate", CANDIDATE_COLUMNS),
+        Role("candidate", CANDIDATE_COLUMNS, made_up=made_up.second_text),
     )
     targets = (
-        Role("label", ("label", "labels", "clicked", "click", "target", "relevance")),
-        Role("user", ("user", "user_id", "uid", "userid"), optional=True),
-        Role("time", optional=True),
+        Role("label", _LABEL_COLUMNS, made_up=made_up.click),
+        Role("user", ("user", "user_id", "uid", "userid"), True, made_up.user),
+        Role("time", optional=True, made_up=made_up.time),
     )
 
     def check_rows(self, rows: Sequence[Row], columns: Columns) -> list[Problem]:

@@ -1,7 +1,7 @@
 """What families share whose rows have inputs and targets in columns: finding, checking, cutting."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from lora_cli.config.tasks import DataConfig
 from lora_cli.data.columns import list_columns, resolve_column
 from lora_cli.data.files import DATA_LAYOUTS
 from lora_cli.data.groups import Groups
+from lora_cli.data.made_up import text
 from lora_cli.data.repeats import repeat_notes, repeated_rows
 from lora_cli.data.sources import Loaded, load_rows
 from lora_cli.data.splits import choose_splits, limit_rows
@@ -28,11 +29,13 @@ class Role:
         name: What it is; the setting ``task.data.<name>_column`` names its column.
         known: Usual names of the column, best first.
         optional: Whether there may be none: unless the user names one, or a usual name is there.
+        made_up: Gives what a made-up row holds, from the settings and its number.
     """
 
     name: str
     known: tuple[str, ...] = ()
     optional: bool = False
+    made_up: Callable[[Any, int], Any] = text
 
 
 class RowFamily(ABC):
@@ -67,6 +70,19 @@ class RowFamily(ABC):
     @abstractmethod
     def describe(self, state: Mapping[str, Any]) -> str:
         """Say in a few words what was learned, such as the number of labels."""
+
+    def made_up_rows(self, config: Any, count: int) -> list[dict[str, Any]]:
+        """Return rows with the columns of the settings, for data that cannot be reached."""
+        roles = {}
+        for role in (*self.inputs, *self.targets):
+            column = getattr(config.data, f"{role.name}_column") or next(iter(role.known), None)
+            if column is not None:
+                roles[column] = role
+        rows = (
+            {column: role.made_up(config, number) for column, role in roles.items()}
+            for number in range(count)
+        )
+        return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
     def check_known(self, rows: Sequence[Row], state: Mapping[str, Any]) -> list[Problem]:
         """Return a problem for targets that the state does not know of."""

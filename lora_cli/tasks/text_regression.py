@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from lora_cli.config.tasks import TextRegressionConfig
 from lora_cli.data.columns import check_numbers, number_of
+from lora_cli.data.made_up import score
 from lora_cli.data.sources import Loaded
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
@@ -118,7 +119,7 @@ class TextRegression(RowFamily):
 
     auto_class = "AutoModelForSequenceClassification"
     task_type: str | None = "SEQ_CLS"
-    inputs, targets = TEXTS, (Role("label", NUMBER_COLUMNS),)
+    inputs, targets = TEXTS, (Role("label", NUMBER_COLUMNS, made_up=score),)
 
     def check_rows(self, rows: Sequence[Row], columns: Columns) -> list[Problem]:
         """Refuse rows without text, and values that are no finite numbers."""

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_cli.data.columns import LABEL_COLUMNS, TEXT_COLUMNS, check_texts
+from lora_cli.data.made_up import label, second_text
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem
 from lora_cli.tasks.contract import Features
 from lora_cli.tasks.rows import Columns, Role, read_columns
 
-TEXTS = (Role("text", TEXT_COLUMNS), Role("text_pair", optional=True))
-LABEL = Role("label", LABEL_COLUMNS)
+TEXTS = (Role("text", TEXT_COLUMNS), Role("text_pair", optional=True, made_up=second_text))
+LABEL = Role("label", LABEL_COLUMNS, made_up=label)
 
 
 def text_problems(rows: Sequence[Row], columns: Columns) -> list[Problem]:

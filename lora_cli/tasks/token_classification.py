@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from lora_cli.config.tasks import TokenClassificationConfig
+from lora_cli.data import made_up
 from lora_cli.data.columns import TEXT_COLUMNS, check_texts
 from lora_cli.data.sources import Loaded
 from lora_cli.data.types import Row
@@ -225,8 +226,14 @@ class TokenClassification(LabelFamily):
 
     auto_class = "AutoModelForTokenClassification"
     task_type: str | None = "TOKEN_CLS"
-    inputs = (Role("tokens", ("tokens", "words")),)
-    targets = (Role("tags", ("tags", "ner_tags", "labels", "pos_tags", "chunk_tags", "upos")),)
+    inputs = (Role("tokens", ("tokens", "words"), made_up=made_up.tokens),)
+    targets = (
+        Role(
+            "tags",
+            ("tags", "ner_tags", "labels", "pos_tags", "chunk_tags", "upos"),
+            made_up=made_up.tags,
+        ),
+    )
 
     def check_rows(self, rows: Sequence[Row], columns: Columns) -> list[Problem]:
         """Refuse rows without words, and rows that have not one tag for each word."""

@@ -41,6 +41,7 @@ class Notes:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(encoding, "KEPT_ROWS", 1)
     monkeypatch.setenv("LORA_CLI_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -211,6 +212,14 @@ def test_a_process_that_is_killed(setup: Setup, monkeypatch: pytest.MonkeyPatch)
     display: Any = Notes()
     with pytest.raises(RunFailedError, match="one was killed"):
         encode_rows(task, [replace(ROWS[0], id="killed")] * 2, "train", display, facts={})
+
+
+def test_few_rows_are_not_kept(setup: Setup, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, _ = setup.encode()
+    monkeypatch.setenv("LORA_CLI_CACHE", str(cache.parent / "other"))
+    monkeypatch.setattr(encoding, "KEPT_ROWS", 10)
+    assert setup.encode()[0] == kept
+    assert not (cache.parent / "other").exists()
 
 
 def test_without_a_cache_it_goes_on(setup: Setup, cache: Path) -> None:

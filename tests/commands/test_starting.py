@@ -193,7 +193,7 @@ def test_starts_on_a_real_model(
     tmp_path: Path,
 ) -> None:
     finished = run_cli(
-        *("train", "model=minilm", "trainer=smoke", f"task.data.path={tiny_run.data}"),
+        *("train", "model=minilm", "trainer=short", f"task.data.path={tiny_run.data}"),
         *(f"lora.init={init}", "run.dir=a"),
         cwd=tmp_path,
     )

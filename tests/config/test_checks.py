@@ -10,7 +10,7 @@ NAMED = ("train", "model=bert", "task=sst2")
     [
         (["scheduler.warmup_steps=5", "scheduler.warmup_ratio=0.1"], ["scheduler.warmup_ratio"]),
         (["trainer.max_steps=5", "trainer.epochs=2"], ["trainer.epochs"]),
-        (["trainer=smoke", "trainer.epochs=2"], ["trainer.epochs"]),
+        (["trainer=short", "trainer.epochs=2"], ["trainer.epochs"]),
         (["trainer.micro_batch_size=5"], ["trainer.micro_batch_size"]),
         (["trainer.micro_batch_size=64"], ["trainer.micro_batch_size"]),
         (["run.dir=x", "run.name=y"], ["run.dir"]),
@@ -38,8 +38,8 @@ def test_settings_that_do_not_go_together(
     [
         ["scheduler.warmup_steps=5"],
         ["scheduler.warmup_ratio=0.1", "scheduler.warmup_steps=null"],
-        ["trainer=smoke"],
-        ["trainer=smoke", "trainer.max_steps=null", "trainer.epochs=2"],
+        ["trainer=short"],
+        ["trainer=short", "trainer.max_steps=null", "trainer.epochs=2"],
         ["trainer.micro_batch_size=8"],
         ["run.name=A-b_c.9"],
         ["task.data.validation_split=0.2", "task.data.test_split=none"],

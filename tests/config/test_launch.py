@@ -15,6 +15,11 @@ Problems = Callable[..., list[Problem]]
 NAMED = ("train", "model=bert", "task=sst2")
 
 
+def test_no_option_cannot_be_chosen_on_the_command_line(problems_of: Any) -> None:
+    (problem,) = problems_of("train", "model=null", "task=sst2")
+    assert problem.message == '`model` must be an option of its config group, but is "null".'
+
+
 def test_the_line_of_the_readme(compose_all: Any) -> None:
     (composed,) = compose_all(*NAMED, "lora.r=16")
     assert composed.config.lora.r == 16
@@ -242,8 +247,8 @@ def test_the_command_line_may_say_in_another_way_what_the_recipe_says(
     (repeated,) = compose_all("train", str(again), "run.dir=here")
     assert repeated.config == found.config
 
-    (smoke,) = compose_all("train", str(path), "trainer=smoke")
-    assert smoke.config.trainer.max_steps == 20
+    (short,) = compose_all("train", str(path), "trainer=short")
+    assert short.config.trainer.max_steps == 20
     (default,) = compose_all("train", str(path), "trainer=default", "trainer.max_steps=null")
     assert (default.config.trainer.epochs, default.config.run.name) == (5, "mine")
 

@@ -44,6 +44,8 @@ def test_only_own_data_of_train_resets_names() -> None:
     assert resets(request("model=minilm", "model.path=x", "model.revision=v1")) == {
         "model.sha256": None,
         "model.hub_id": None,
+        "model.architecture": None,
+        "model.num_layers": None,
     }
     assert resets(request("task.data.path=x", command="eval")) == {}
     found = resets(request("task.data.path=x", "task.data.name=y"))

@@ -45,7 +45,7 @@ def test_keys_of_all_variants_are_known() -> None:
 def test_the_base_leaves_variants_to_their_groups() -> None:
     assert set(base_node("train")) == {
         *("model", "lora", "trainer", "run", "adapter", "adapter_mode", "seed"),
-        *("tracker", "tracking", "distributed"),
+        *("tracker", "tracking", "distributed", "smoke"),
     }
     assert "task" in base_node("eval")
     assert set(base_node("targets")) == {"model", "lora", "ranks", "num_labels"}

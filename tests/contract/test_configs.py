@@ -26,7 +26,7 @@ ISSUE = {
     "lora": "default all-linear rslora dora lora_fa pissa olora eva adalora vera",
     "optimizer": "adamw sgd adafactor lora_plus",
     "scheduler": "linear cosine constant polynomial",
-    "trainer": "default smoke debug",
+    "trainer": "default short debug",
 }
 
 

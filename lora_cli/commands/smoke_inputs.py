@@ -1,0 +1,221 @@
+"""A recipe cut down: a narrow random model in place of its base, and a few rows."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_cli.config.commands import TrainConfig
+from lora_cli.config.distributed import DistributedConfig
+from lora_cli.config.groups import group_options, option_values
+from lora_cli.config.sections import TrainerConfig
+from lora_cli.data.sources import find_path
+from lora_cli.data.types import Splits
+from lora_cli.errors import UserError
+from lora_cli.models.architecture import resolve_config
+from lora_cli.models.base import load_config, load_tokenizer
+from lora_cli.models.folders import has_tokenizer
+from lora_cli.models.tiny import default_config, make_tokenizer, write_tiny_model
+from lora_cli.tasks.contract import Family
+from lora_cli.tasks.table import FAMILIES
+
+_TRAIN_ROWS, _EVAL_ROWS = 16, 8
+_BATCH, _STEPS = 8, 4
+_WIDTH = 64
+# Heads that a pretrained model has; the others are new on any model.
+_PRETRAINED_HEADS = ("MaskedLM", "CausalLM", "Seq2SeqLM")
+_FIX = "model.architecture=TYPE, the model_type of its config.json, such as bert"
+
+
+def shrink_run(config: TrainConfig, folder: Path) -> tuple[TrainConfig, list[str]]:
+    """Write a small model, and rows where there are none to be had, and a configuration of both.
+
+    Args:
+        config: Of the recipe.
+        folder: Where to write them, and where the run is to be.
+
+    Returns:
+        The configuration, and what is to be told of it.
+
+    Raises:
+        UserError: If the data that is there is wrong, or nothing is known of the model.
+    """
+    family = FAMILIES[config.task.family]
+    task, told = _small_task(config, family, folder)
+    splits = family.load(task, seed=config.seed)
+    told.append(_write_model(config, family, splits, folder / "model"))
+    left_out = [
+        name
+        for name, is_set in (
+            ("adapter", config.adapter is not None),
+            ("tracker", bool(config.tracker)),
+            ("distributed", config.distributed != DistributedConfig()),
+        )
+        if is_set
+    ]
+    trainer = _short(config.trainer)
+    for name in ("precision", "tf32"):
+        if getattr(trainer, name) != getattr(config.trainer, name):
+            left_out.append(f"trainer.{name}")
+    if left_out:
+        told.append(f"left out: {', '.join(left_out)}")
+    model = replace(
+        config.model,
+        path=str(folder / "model"),
+        revision=None,
+        sha256=None,
+        architecture=None,
+        num_layers=None,
+    )
+    small = replace(
+        config,
+        smoke=False,
+        task=task,
+        model=model,
+        trainer=trainer,
+        run=replace(config.run, dir=str(folder / "run"), name=None),
+        distributed=DistributedConfig(),
+        tracker=(),
+        adapter=None,
+    )
+    return small, told
+
+
+def _short(trainer: TrainerConfig) -> TrainerConfig:
+    """Return settings for a few steps on few rows, on what this machine has."""
+    has_gpu = torch.cuda.is_available()
+    rows, micro = min(trainer.global_batch_size, _BATCH), trainer.micro_batch_size
+    return replace(
+        trainer,
+        max_steps=min(trainer.max_steps or _STEPS, _STEPS),
+        global_batch_size=rows,
+        micro_batch_size=None if micro is None else _divisor(rows, micro),
+        eval_batch_size=min(trainer.eval_batch_size, _BATCH),
+        resume="never",
+        max_time=None,
+        precision="float32" if trainer.precision == "fp16" and not has_gpu else trainer.precision,
+        tf32=trainer.tf32 and has_gpu,
+    )
+
+
+def _divisor(rows: int, most: int) -> int:
+    """Return the largest divisor of `rows` that is not above `most`.
+
+    >>> _divisor(8, 3), _divisor(8, 100), _divisor(6, 4)
+    (2, 8, 3)
+    """
+    return max(size for size in range(1, rows + 1) if rows % size == 0 and size <= most)
+
+
+def _small_task(config: TrainConfig, family: Family, folder: Path) -> tuple[Any, list[str]]:
+    """Return the settings of the task for a few rows, made-up ones where there are none."""
+    task, data = config.task, config.task.data
+    why = _why_out_of_reach(data.path)
+    data = replace(
+        data,
+        max_train_rows=min(data.max_train_rows or _TRAIN_ROWS, _TRAIN_ROWS),
+        max_eval_rows=min(data.max_eval_rows or _EVAL_ROWS, _EVAL_ROWS),
+    )
+    if why is None:
+        return replace(task, data=data), [f"data: at most {_TRAIN_ROWS} rows of {data.path}"]
+    rows = family.made_up_rows(task, _TRAIN_ROWS + _EVAL_ROWS)
+    made_up = folder / "data"
+    made_up.mkdir()
+    for split, part in (("train", rows[:_TRAIN_ROWS]), ("validation", rows[_TRAIN_ROWS:])):
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in part]
+        (made_up / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    small = replace(
+        data,
+        path=str(made_up),
+        name=None,
+        revision=None,
+        train_split="train",
+        validation_split=None,
+        test_split=None,
+    )
+    return replace(task, data=small), [f"data: rows are made up, since {why}"]
+
+
+def _why_out_of_reach(path: str | None) -> str | None:
+    """Return why the rows of a path cannot be read here, or None if they can."""
+    if not path:
+        return None
+    try:
+        found = find_path(path)
+    except UserError as error:
+        return error.problems[0].message
+    return None if found is not None else f"{path} is on the hub, which is not asked"
+
+
+def _write_model(config: TrainConfig, family: Family, splits: Splits, folder: Path) -> str:
+    """Write a narrow model of the recipe's architecture, and say what it is.
+
+    Raises:
+        UserError: If the architecture is not known.
+    """
+    model = config.model
+    is_here, tokenizer = True, None
+    try:
+        source = resolve_config(model.path or "", revision=model.revision, is_offline=True)
+    except UserError as error:
+        architecture, layers = _expected(config)
+        if architecture is None:
+            raise UserError([replace(p, fix=_FIX) for p in error.problems]) from error
+        is_here = False
+        # Special tokens, and a prefix, take places of a row.
+        positions = 2 * config.task.max_length
+        settings = default_config(architecture, layers=layers, positions=positions)
+    else:
+        settings = load_config(source)
+        if source.gguf is not None or has_tokenizer(source.folder):
+            tokenizer = load_tokenizer(source)
+    if tokenizer is None:
+        texts = (
+            text for rows in splits.rows.values() for row in rows for text in _texts(row.values)
+        )
+        tokenizer = make_tokenizer(texts)
+        tokenizer.add_tokens(list(config.lora.trainable_tokens))
+    kept = family.auto_class.endswith(_PRETRAINED_HEADS)
+    write_tiny_model(
+        folder,
+        settings,
+        tokenizer,
+        auto_class=family.auto_class if kept else "AutoModel",
+        width=_width(config),
+        seed=config.seed,
+    )
+    layers = getattr(settings.get_text_config(), "num_hidden_layers", None)
+    text = f"model: a narrow random {settings.model_type} of {layers} layers for {model.path}"
+    return text if is_here else f"{text}, whose settings and tokenizer are not on this machine"
+
+
+def _expected(config: TrainConfig) -> tuple[str | None, int | None]:
+    """Return architecture and number of layers, as the recipe or our name of the model says."""
+    if config.model.architecture is not None:
+        return config.model.architecture, config.model.num_layers
+    for name in group_options("model"):
+        values = option_values("model", name)
+        if values.get("model.path") == config.model.path:
+            return values.get("model.architecture"), values.get("model.num_layers")
+    return None, None
+
+
+def _width(config: TrainConfig) -> int:
+    """Return a width that has room for the ranks of the recipe."""
+    most = max([config.lora.r, *config.lora.rank_pattern.values()])
+    return max(_WIDTH, 1 << (most - 1).bit_length())
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts in a value, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from _texts(item)

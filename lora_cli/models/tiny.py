@@ -1,0 +1,185 @@
+"""A small random model of an architecture, and a tokenizer for it: enough to try a recipe with.
+
+Layers keep their number and their names, so that everything which names them means the same as on
+the real model; only their width shrinks.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from lora_cli.errors import Problem, UserError, nearest_name
+from lora_cli.models.base import LOADING_ERRORS, silence
+
+_HEADS = 4
+_VOCABULARY = 2000
+_SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+# Names of the same thing in configurations of transformers, without those that are mapped.
+_WIDTHS = ("hidden_size", "embedding_size", "pooler_hidden_size")
+_INNER = (
+    *("intermediate_size", "n_inner", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff"),
+    *("hidden_dim", "moe_intermediate_size", "shared_expert_intermediate_size"),
+)
+_HEAD_COUNTS = ("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads")
+_HEAD_WIDTHS = ("head_dim", "d_kv")
+_EXPERTS = {
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
+    "num_experts_per_tok": 2,
+}
+# What has a length for each place of a head: the plain rotation has none.
+_BY_PLACE = ("long_factor", "short_factor")
+
+
+def default_config(architecture: str, *, layers: int | None, positions: int) -> Any:
+    """Return the configuration that transformers has for an architecture.
+
+    Args:
+        architecture: Model type, such as bert.
+        layers: Number of layers; None takes the usual one.
+        positions: Tokens that a row may have at least.
+
+    Raises:
+        UserError: If transformers has no such architecture.
+    """
+    try:
+        config = transformers.AutoConfig.for_model(architecture)
+    except ValueError as error:
+        known = sorted(transformers.CONFIG_MAPPING.keys())
+        raise UserError(_unknown(architecture, known)) from error
+    if layers is not None:
+        config.num_hidden_layers = layers
+    most = getattr(config, "max_position_embeddings", None)
+    if isinstance(most, int) and most < positions:
+        config.max_position_embeddings = positions
+    return config
+
+
+def make_tokenizer(texts: Iterable[str]) -> Any:
+    """Return a WordPiece tokenizer that was trained on some texts, in any language."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    special = list(_SPECIAL.values())
+    pieces = Tokenizer(models.WordPiece(unk_token=_SPECIAL["unk_token"]))
+    pieces.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    pieces.train_from_iterator(
+        texts,
+        trainers.WordPieceTrainer(
+            vocab_size=_VOCABULARY, special_tokens=special, show_progress=False
+        ),
+    )
+    first, last = _SPECIAL["cls_token"], _SPECIAL["sep_token"]
+    pieces.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A {last}",
+        pair=f"{first} $A {last} $B:1 {last}:1",
+        special_tokens=[(name, special.index(name)) for name in (first, last)],
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=pieces,
+        bos_token=first,
+        eos_token=last,
+        # Not all architectures have types of tokens.
+        model_input_names=["input_ids", "attention_mask"],
+        **_SPECIAL,
+    )
+
+
+def write_tiny_model(
+    folder: Path, config: Any, tokenizer: Any, *, auto_class: str, width: int, seed: int
+) -> None:
+    """Write a random model into a folder, as any base model is.
+
+    Args:
+        folder: Where to.
+        config: Of the real model; it is changed in place.
+        tokenizer: Of the model; what the configuration says of tokens is made to suit it.
+        auto_class: The transformers class for a model that names no class of its own.
+        width: Size of a hidden state, a multiple of 8.
+        seed: Decides the weights.
+
+    Raises:
+        UserError: If no such model can be made.
+    """
+    shrink(config, width=width)
+    text = config.get_text_config()
+    if len(tokenizer) > getattr(text, "vocab_size", 0) or text.vocab_size > _VOCABULARY:
+        text.vocab_size = config.vocab_size = len(tokenizer)
+    for name in ("pad", "bos", "eos"):
+        setattr(text, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
+    names = getattr(config, "architectures", None) or ()
+    own = getattr(transformers, names[0], None) if names else None
+    try:
+        with silence(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if own is not None:
+                model = own(config)
+            else:
+                model = getattr(transformers, auto_class).from_config(config)
+            model.to(config.dtype or torch.float32).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    except LOADING_ERRORS as error:
+        raise UserError(_not_made(config.model_type, error)) from error
+
+
+def shrink(config: Any, *, width: int) -> None:
+    """Make a configuration one of narrow layers, in place, with as many of them as before.
+
+    Args:
+        config: Of any architecture of transformers, also of one that has parts.
+        width: Size of a hidden state.
+    """
+    for part in getattr(config, "sub_configs", {}):
+        if getattr(config, part, None) is not None:
+            shrink(getattr(config, part), width=width)
+    heads, groups = (_size(config, f"num_{name}_heads") for name in ("attention", "key_value"))
+    sizes = {
+        **dict.fromkeys(_WIDTHS, width),
+        **dict.fromkeys(_INNER, 2 * width),
+        **dict.fromkeys(_HEAD_COUNTS, _HEADS),
+        "num_key_value_heads": _HEADS if groups == heads else min(groups or 0, 2),
+        **dict.fromkeys(_HEAD_WIDTHS, width // _HEADS),
+        **{name: min(_size(config, name) or 0, most) for name, most in _EXPERTS.items()},
+    }
+    for name, size in sizes.items():
+        if _size(config, name) is not None:
+            setattr(config, name, size)
+    rope = getattr(config, "rope_parameters", None)
+    if isinstance(rope, dict) and any(name in rope for name in _BY_PLACE):
+        config.rope_parameters = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+
+
+def _size(config: Any, name: str) -> int | None:
+    """Return a size that a configuration holds, but not one that it works out from others."""
+    value = vars(config).get(config.attribute_map.get(name, name))
+    return value if isinstance(value, int) else None
+
+
+def _unknown(architecture: str, known: list[str]) -> Problem:
+    near = nearest_name(architecture, known)
+    return Problem(
+        id="model.unknown-architecture",
+        message="`model.architecture` must be a model type of transformers, but is "
+        f'"{architecture}".',
+        key="model.architecture",
+        allowed="model_type of the model's config.json, such as bert, roberta or llama",
+        fix=f'did you mean "{near}"?' if near else "see model_type in the model's config.json",
+    )
+
+
+def _not_made(architecture: str, error: Exception) -> Problem:
+    return Problem(
+        id="smoke.no-tiny-model",
+        message=f"`smoke=true` must make a small model of the architecture, but {architecture} "
+        f"cannot be made narrow ({type(error).__name__}: {str(error)[:200]}).",
+        key="smoke",
+        fix="name a small model of this architecture: model.path=DIR trainer.max_steps=2",
+    )
