@@ -45,6 +45,12 @@ class DataConfig:
     label_column: str | None = _column(*_TEXTS, *_RANKING)
     """Column with the label, labels or number; null takes the first of label, labels, class, ..."""
 
+    label_columns: tuple[str, ...] | None = field(
+        default=None,
+        metadata={"text": True, "only": {"task.family": ("multi_label_classification",)}},
+    )
+    """Columns that are labels, 1 or 0 in each row, in place of one that lists the labels."""
+
     tokens_column: str | None = _column(*_TOKENS)
     """Column with the list of words; null takes the first that exists of tokens, words."""
 

@@ -7,16 +7,19 @@ where s is the logistic function.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from lora_cli.config.tasks import MultiLabelClassificationConfig
+from lora_cli.config.tasks import DataConfig, MultiLabelClassificationConfig
+from lora_cli.data.columns import list_columns
+from lora_cli.data.label_columns import JOINED, join_label_columns
 from lora_cli.data.label_lists import check_label_lists, labels_of
+from lora_cli.data.sources import Loaded
 from lora_cli.data.types import Row
-from lora_cli.errors import Problem
+from lora_cli.errors import Problem, UserError
 from lora_cli.tasks.contract import Batch, Features, StepOutput
 from lora_cli.tasks.labels import LabelFamily, indices_of
 from lora_cli.tasks.rows import Columns
@@ -152,6 +155,29 @@ class MultiLabelClassification(LabelFamily):
     task_type: str | None = "SEQ_CLS"
     inputs, targets = TEXTS, (LABEL,)
 
+    def suit(
+        self, data: DataConfig, loaded: Loaded, *, state: Mapping[str, Any] | None = None
+    ) -> tuple[DataConfig, Loaded]:
+        """Join the columns that are labels into one that lists them.
+
+        Rows that are not for training may have them without being told so.
+
+        Raises:
+            UserError: If these are not the labels that were learned, or cannot be joined.
+        """
+        columns = data.label_columns
+        learned = None if state is None else tuple(state["labels"])
+        if columns is data.label_column is None and state and state["columns"]["label"] == JOINED:
+            there = list_columns([row for rows in loaded.rows.values() for row in rows])
+            columns = learned if learned and set(learned) <= set(there) else None
+        if columns is None:
+            return data, loaded
+        if data.label_column is not None:
+            raise UserError(_two_ways(data.label_column))
+        if learned is not None and set(columns) != set(learned):
+            raise UserError(_other_columns(columns, learned))
+        return replace(data, label_column=JOINED), join_label_columns(loaded, columns)
+
     def check_rows(self, rows: Sequence[Row], columns: Columns) -> list[Problem]:
         """Refuse rows without text, and what is no list of labels."""
         problems, column = text_problems(rows, columns), columns["label"]
@@ -198,3 +224,24 @@ class MultiLabelClassification(LabelFamily):
     ) -> MultiLabelClassificationTask:
         """Bind the family; `processor` is a tokenizer."""
         return MultiLabelClassificationTask(config, state, processor)
+
+
+def _two_ways(column: str) -> Problem:
+    return Problem(
+        id="data.labels-twice",
+        message="`task.data.label_columns` must be left out with task.data.label_column, which "
+        f"names a column that lists the labels, but that is {column}.",
+        key="task.data.label_columns",
+        fix="leave one of them out",
+    )
+
+
+def _other_columns(given: Sequence[str], learned: Sequence[str]) -> Problem:
+    return Problem(
+        id="data.other-labels",
+        message="`task.data.label_columns` must name the labels that the adapter was trained on, "
+        f"but is {', '.join(given)}.",
+        key="task.data.label_columns",
+        allowed=", ".join(learned),
+        fix="leave it out where the columns have these names",
+    )
