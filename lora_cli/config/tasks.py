@@ -28,7 +28,7 @@ class DataConfig:
     """Where the rows are and what their columns are called."""
 
     path: str | None = path_field()
-    """Hub data set, file (jsonl json csv tsv parquet), or folder of train/validation/test files."""
+    """Hub data set, file (jsonl json csv tsv parquet conll), or folder of train/... files."""
 
     name: str | None = text_field()
     """Configuration of a hub data set, such as sst2 of nyu-mll/glue."""
@@ -55,7 +55,7 @@ class DataConfig:
     """Column with the list of words; null takes the first that exists of tokens, words."""
 
     tags_column: str | None = _column(*_TOKENS)
-    """Column with one tag a word; null takes the first of tags, ner_tags, labels, pos_tags, ..."""
+    """Column with a tag a word; null takes tags, ner_tags, labels, ... In conll: 2, 3, ..., tags."""
 
     context_column: str | None = _column(*_CHOICES, *_ANSWERS)
     """Column with the text that a question is about; null takes context, article, sent1, ..."""

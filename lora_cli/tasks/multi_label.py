@@ -167,9 +167,10 @@ class MultiLabelClassification(LabelFamily):
         """
         columns = data.label_columns
         learned = None if state is None else tuple(state["labels"])
-        if columns is data.label_column is None and state and state["columns"]["label"] == JOINED:
+        was_joined = state is not None and state["columns"]["label"] == JOINED
+        if learned and was_joined and columns is None and data.label_column is None:
             there = list_columns([row for rows in loaded.rows.values() for row in rows])
-            columns = learned if learned and set(learned) <= set(there) else None
+            columns = learned if set(learned) <= set(there) else None
         if columns is None:
             return data, loaded
         if data.label_column is not None:
