@@ -55,7 +55,7 @@ class DataConfig:
     """Column with the list of words; null takes the first that exists of tokens, words."""
 
     tags_column: str | None = _column(*_TOKENS)
-    """Column with a tag a word; null takes tags, ner_tags, labels, ... In conll: 2, 3, ..., tags."""
+    """Column with a tag a word; null takes tags, ner_tags, labels, ... (conll: 2, 3, ..., tags)."""
 
     context_column: str | None = _column(*_CHOICES, *_ANSWERS)
     """Column with the text that a question is about; null takes context, article, sent1, ..."""
