@@ -160,6 +160,7 @@ def test_a_prefix_is_not_said_to_load_in_peft(qa_run: QaRun, run_cli: Any, tmp_p
     assert run_cli("train", *kept, *more, cwd=tmp_path).code == 0
     card = (tmp_path / "p" / "adapter" / "README.md").read_text(encoding="utf-8")
     assert "PeftModel" not in card
+    assert "answer as if there were no prefix" in card
     done = run_cli("export", "p", "format=peft", cwd=tmp_path)
     assert done.code == 2
     assert "error[export.not-peft]" in done.err
