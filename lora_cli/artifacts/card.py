@@ -9,9 +9,9 @@ _PIPELINES = {"SEQ_CLS": "text-classification"}
 _MOST_LABELS = 50
 _BAR = "\\|"
 _NOT_WITH_PEFT = (
-    "Not with peft: it passes over a prefix where the files name none of its kinds of task, and for "
-    "this task it has none that fits. It would load the folder without an error, and the model "
-    "would answer as if there were no prefix."
+    "Not with peft: it passes over a prefix where the files name none of its kinds of task, and it "
+    "has none that fits this task. It would load the folder without an error, and the model would "
+    "answer as if there were no prefix."
 )
 
 
