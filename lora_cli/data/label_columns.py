@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from lora_cli.data.columns import list_columns
+from lora_cli.data.listing import count_rows, list_rows
 from lora_cli.data.sources import Loaded
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError, nearest_name
@@ -14,7 +15,6 @@ JOINED = "label_columns"
 
 _KEY = "task.data.label_columns"
 _TEXTS = {"1": True, "0": False, "1.0": True, "0.0": False, "true": True, "false": False}
-_LISTED = 10
 
 
 def flag_of(value: Any) -> bool | None:
@@ -64,15 +64,13 @@ def _check_flags(rows: Sequence[Row], column: str) -> list[Problem]:
     bad = [row for row in rows if flag_of(row.values.get(column)) is None]
     if not bad:
         return []
-    listed = ", ".join(f"{row.where} ({_show(row, column)})" for row in bad[:_LISTED])
-    more = f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
-    count = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
+    count = count_rows(len(bad))
     return [
         Problem(
             id="data.bad-flag",
             message=f"`{column}` must be 0 or 1 in every row, but is not in {count}.",
             key=_KEY,
-            where=listed + more,
+            where=list_rows([(row, _show(row, column)) for row in bad]),
             allowed="0, 1, true, false, also as texts",
             fix="correct the rows, or remove them",
         )
