@@ -20,10 +20,10 @@ from lora_cli.data.label_lists import check_label_lists, labels_of
 from lora_cli.data.sources import Loaded
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
-from lora_cli.tasks.contract import Batch, Features, StepOutput
-from lora_cli.tasks.labels import LabelFamily, indices_of
+from lora_cli.tasks.contract import Batch, StepOutput
+from lora_cli.tasks.labels import LabelFamily, LabelledTextsTask, indices_of
 from lora_cli.tasks.rows import Columns
-from lora_cli.tasks.texts import LABEL, TEXTS, encode_texts, pad_inputs, text_problems
+from lora_cli.tasks.texts import LABEL, TEXTS, text_problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,45 +43,23 @@ class LabelsPrediction:
     reference: tuple[bool, ...] | None
 
 
-class MultiLabelClassificationTask:
+class MultiLabelClassificationTask(LabelledTextsTask):
     """Multi-label classification bound to a configuration, label names and a tokenizer."""
 
-    greater_is_better = True
-    couples_rows = False
+    feature = "labels"
 
     def __init__(
         self, config: MultiLabelClassificationConfig, state: Mapping[str, Any], tokenizer: Any
     ) -> None:
-        self.metric: str = config.metric
-        self._max_length = config.max_length
+        super().__init__(config, state, tokenizer)
         self._threshold = config.threshold
-        self._labels: tuple[str, ...] = tuple(state["labels"])
-        self._columns: Columns = state["columns"]
-        self._indices = indices_of(state)
-        weights = state.get("weights")
-        self._weights = None if weights is None else torch.tensor(weights)
-        self._tokenizer = tokenizer
 
-    def encode(self, row: Row) -> Features:
-        """Tokenize a row; `labels` are 1 or 0 for each label, or None where they are not known."""
-        column = self._columns["label"]
-        labels = None
-        if column is not None:
-            labels = [0.0] * len(self._labels)
-            for name in labels_of(row.values[column]) or ():
-                labels[self._indices[name]] = 1.0
-        features = encode_texts(row, self._columns, self._tokenizer, max_length=self._max_length)
-        return {**features, "labels": labels}
-
-    def collate(self, features: Sequence[Features]) -> Batch:
-        """Pad to the longest row: `inputs` of shape (B, T), `labels` (B, C) or None."""
-        labels = [row["labels"] for row in features]
-        known = all(values is not None for values in labels)
-        return {
-            "ids": [row["id"] for row in features],
-            "inputs": pad_inputs(self._tokenizer, features),
-            "labels": torch.tensor(labels) if known else None,
-        }
+    def target_of(self, value: Any) -> list[float]:
+        """Return 1 or 0 for each label."""
+        labels = [0.0] * len(self._labels)
+        for name in labels_of(value) or ():
+            labels[self._indices[name]] = 1.0
+        return labels
 
     def forward(self, model: Callable[..., Any], batch: Batch) -> StepOutput:
         """Return the binary cross-entropy, the number of its terms and `logits` of (B, C)."""
@@ -89,9 +67,11 @@ class MultiLabelClassificationTask:
         labels_BC = batch["labels"]
         if labels_BC is None:
             return StepOutput(logits_BC.new_zeros(()), 0, {"logits": logits_BC})
-        weights_C = None if self._weights is None else self._weights.to(logits_BC.device)
         loss_sum = functional.binary_cross_entropy_with_logits(
-            logits_BC, labels_BC, pos_weight=weights_C, reduction="sum"
+            logits_BC,
+            labels_BC,
+            pos_weight=self._weights_on(logits_BC.device),
+            reduction="sum",
         )
         return StepOutput(loss_sum, labels_BC.numel(), {"logits": logits_BC})
 
