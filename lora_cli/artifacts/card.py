@@ -8,6 +8,11 @@ from dataclasses import dataclass
 _PIPELINES = {"SEQ_CLS": "text-classification"}
 _MOST_LABELS = 50
 _BAR = "\\|"
+_NOT_WITH_PEFT = (
+    "Not with peft: it passes over a prefix where the files name none of its kinds of task, and it "
+    "has none that fits this task. It would load the folder without an error, and the model would "
+    "answer as if there were no prefix."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +37,7 @@ class CardData:
         versions: Package name to version.
         kind: What the folder holds, as the start of a sentence.
         loads_in_peft: Whether peft can load it.
+        ignored_by_peft: Whether peft would load it without an error, and leave it out.
         parts: The adapters that this one was combined from, each with name, weight and sha256 of
             its tensors; empty for one that was trained.
     """
@@ -53,6 +59,7 @@ class CardData:
     versions: Mapping[str, str]
     kind: str = "A LoRA adapter"
     loads_in_peft: bool = True
+    ignored_by_peft: bool = False
     parts: Sequence[tuple[str, str, str]] = ()
 
 
@@ -74,6 +81,7 @@ def model_card(card: CardData) -> str:
         "With lora-cli, from this folder:",
         _fence('lora-cli predict ADAPTER_FOLDER text="..."', "bash"),
         *(_with_peft(card, base) if card.loads_in_peft else []),
+        *([_NOT_WITH_PEFT] if card.ignored_by_peft else []),
         "## Settings",
         _table(
             ["setting", "value"],

@@ -30,10 +30,14 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         UserError: If another process holds it.
     """
-    make_folders(path)
-    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = _open(path)
     try:
         _take(descriptor, path, fcntl.LOCK_EX)
+        while not _is_there(descriptor, path):
+            # The process that held it has removed the folder, as it had made it for nothing.
+            os.close(descriptor)
+            descriptor = _open(path)
+            _take(descriptor, path, fcntl.LOCK_EX)
         text = (
             f"process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}"
         )
@@ -42,6 +46,19 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    make_folders(path)
+    return os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+
+
+def _is_there(descriptor: int, path: Path) -> bool:
+    """Whether an open lock file is that of the folder, which may have been made anew."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), (path / LOCK).stat())
+    except FileNotFoundError:
+        return False
 
 
 def check_free(path: Path) -> None:

@@ -85,7 +85,14 @@ class Terminal:
             table.add_column(_literal(name), justify=justify, overflow="fold")
         for row in rows:
             table.add_row(*(_literal(cell) for cell in row))
-        (self._results if is_result else self._console()).print(table)
+        console = self._results if is_result else self._console()
+        if console.is_terminal:
+            console.print(table)
+            return
+        # In a file or pipe nothing has to be painted over up to the right margin.
+        with console.capture() as shown:
+            console.print(table)
+        print(*(line.rstrip() for line in shown.get().splitlines()), sep="\n", file=console.file)
 
     def output(self, text: str) -> None:
         """Write a line to stdout at once."""
@@ -149,6 +156,7 @@ class Terminal:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
+            TextColumn("left"),
             TextColumn("{task.fields[numbers]}"),
             console=self._messages,
             transient=True,

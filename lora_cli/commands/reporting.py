@@ -76,9 +76,10 @@ def card_data(
     config: TrainConfig, record: AdapterRecord, adapter: Adapter, *, name: str
 ) -> CardData:
     """Gather what the model card says."""
-    kind, is_peft = KINDS["lora"], True
+    kind, is_peft, is_ignored = KINDS["lora"], True, False
     if isinstance(adapter, Tuned):
         kind, is_peft = KINDS[config.strategy.name], adapter.loads_in_peft
+        is_ignored = adapter.prefix is not None and not is_peft
     return CardData(
         name=name,
         base=adapter.base_name or "",
@@ -93,6 +94,7 @@ def card_data(
         training=_training_settings(config),
         kind=kind,
         loads_in_peft=is_peft,
+        ignored_by_peft=is_ignored,
         versions={package: version(package) for package in PACKAGES},
     )
 

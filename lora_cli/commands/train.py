@@ -13,7 +13,7 @@ from lora_cli.artifacts.run_dir import (
 from lora_cli.commands import smoke
 from lora_cli.commands.continuing import find_start
 from lora_cli.commands.display import Display
-from lora_cli.commands.failing import add_what_is_saved
+from lora_cli.commands.failing import add_what_is_saved, refusal_cleared
 from lora_cli.commands.launching import launch, must_launch
 from lora_cli.commands.merged_base import base_staged
 from lora_cli.commands.observing import observing
@@ -41,7 +41,7 @@ from lora_cli.errors import LoraCliError, UserError
 from lora_cli.ranks import was_restarted, world_size
 from lora_cli.training.events import Event, Listener
 from lora_cli.training.group import Group, join_group
-from lora_cli.training.runtime import Runtime, use_tf32
+from lora_cli.training.runtime import Runtime, check_device, use_tf32
 from lora_cli.training.trackers import check_installed
 
 
@@ -79,6 +79,7 @@ def _run(
         if result is not None:
             show_finished(display, path, result)
             return 0
+    check_device(config.trainer)
     use_tf32(config.trainer.tf32)
     runtime = Runtime(
         precision=config.trainer.precision,
@@ -90,8 +91,11 @@ def _run(
             prepared = prepare(config, display, start=start, staged=staged)
         with group.together():
             if group.is_first:
+                had_folder = path.exists()
                 held.enter_context(locked(path))
                 _check_run_dir(path, composed, options)
+                clearing = refusal_cleared(path, is_resumed=options.resume, had_folder=had_folder)
+                held.enter_context(clearing)
         observe: Listener = _ignore
         if group.is_first:
             observe = held.enter_context(observing(path, composed))

@@ -165,7 +165,7 @@ class PredictConfig:
     """Where the base model is now, if it has moved; its sha256 must be the recorded one."""
 
     input_: str = field(default="-", metadata={"path": True, "text": True})
-    """File with the rows (jsonl, csv, tsv, or txt with one text a line); - reads from stdin."""
+    """File with the rows (jsonl, csv, tsv, conll, or txt with one text a line); - reads stdin."""
 
     text: str | None = text_field()
     """One text to predict, instead of input."""
@@ -173,7 +173,7 @@ class PredictConfig:
     output: str = field(default="-", metadata={"path": True, "text": True})
     """File for the predictions, one JSON object a line; - writes to stdout."""
 
-    format_: Literal["auto", "jsonl", "csv", "tsv", "txt"] = "auto"
+    format_: Literal["auto", "jsonl", "csv", "tsv", "txt", "conll"] = "auto"
     """Layout of the input; auto goes by the file name, and takes jsonl for stdin."""
 
     batch_size: int = field(default=64, metadata={"min": 1})

@@ -18,7 +18,11 @@ from lora_cli.errors import Problem, UserError
 
 
 def decode_job(
-    request: Request, composition: Composition, *, only_values: bool = False
+    request: Request,
+    composition: Composition,
+    *,
+    only_values: bool = False,
+    is_whole: bool = True,
 ) -> Composed:
     """Decode and check a composed configuration, with what the choices in it decide on.
 
@@ -26,6 +30,7 @@ def decode_job(
         request: What the user asked for.
         composition: The configuration of one job.
         only_values: Look at types and ranges only.
+        is_whole: Whether all of the request is in it; else what is missing is not reported.
 
     Raises:
         UserError: With everything that is wrong, and where it was set.
@@ -43,9 +48,12 @@ def decode_job(
     if adjusted:
         config = _decoded(request, composition.replaced(adjusted), origins)
     problems: list[Problem] = []
-    if not only_values:
+    if is_whole and not only_values:
         problems += check_config(request.command, config, chosen.keys)
-        problems += check_read(request, to_plain(config), chosen=chosen, choices=choices)
+    if not only_values:
+        problems += check_read(
+            request, to_plain(config), chosen=chosen, choices=choices, is_whole=is_whole
+        )
     if problems:
         raise UserError([located(problem, origins) for problem in problems])
     return Composed(

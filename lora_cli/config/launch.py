@@ -100,7 +100,7 @@ def run_command(
     inspects = bool(_INSPECTIONS & set(flags))
     jobs: list[Composed] = []
     if problems or request.multirun or inspects:
-        found, jobs = _check_jobs(plan, only_values=inspects or bool(problems))
+        found, jobs = _check_jobs(plan, only_values=inspects, is_whole=not problems)
         problems += found
     if problems:
         raise UserError(list(dict.fromkeys(problems)))
@@ -250,12 +250,15 @@ def _iter_jobs(plan: _Plan) -> Iterator[list[str]]:
         yield list(texts)
 
 
-def _check_jobs(plan: _Plan, *, only_values: bool) -> tuple[list[Problem], list[Composed]]:
+def _check_jobs(
+    plan: _Plan, *, only_values: bool, is_whole: bool
+) -> tuple[list[Problem], list[Composed]]:
     """Compose, decode and check every job before the first one runs.
 
     Args:
         plan: What to compose.
-        only_values: Look at types and ranges only, since some of the request was left out.
+        only_values: Look at types and ranges only.
+        is_whole: Whether nothing of the request was left out.
 
     Returns:
         What is wrong, and the jobs of which nothing is.
@@ -265,9 +268,13 @@ def _check_jobs(plan: _Plan, *, only_values: bool) -> tuple[list[Problem], list[
     with composing(plan.config_name, extra=plan.request.extra) as compose:
         for job in itertools.islice(_iter_jobs(plan), _MAX_JOBS_CHECKED):
             try:
-                jobs.append(decode_job(plan.request, compose(job), only_values=only_values))
+                jobs.append(
+                    decode_job(
+                        plan.request, compose(job), only_values=only_values, is_whole=is_whole
+                    )
+                )
             except UserError as error:
-                hidden = {"config.not-composed"} if only_values else set[str]()
+                hidden = {"config.not-composed"} if only_values or not is_whole else set[str]()
                 problems += [item for item in error.problems if item.id not in hidden]
     runs = [job.plain.get("run", {}) for job in jobs]
     folders = [run["dir"] for run in runs if run.get("dir")]

@@ -135,6 +135,7 @@ def check_read(
     *,
     chosen: UserChoices,
     choices: Mapping[str, str | None],
+    is_whole: bool = True,
 ) -> Iterator[Problem]:
     """Report every setting that the user set and that has no effect.
 
@@ -143,16 +144,29 @@ def check_read(
         plain: The configuration of one job, after `give_way`.
         chosen: What the user set, as far as it counts.
         choices: The option of each config group.
+        is_whole: Whether `plain` holds all that was asked for. Where it does not, a setting is only
+            reported if the user has chosen what it is not read with.
     """
+    stated = _stated(request, chosen, choices)
     by_option = {
         name: f"{group}={choices.get(group)}"
         for group in sorted(chosen.groups)
         for name in _given_by_option(request, plain, group, choices)
     }
     for name, why in unread_settings(request.command, plain).items():
-        if name in chosen.keys or name in by_option:
+        if (name in chosen.keys or name in by_option) and (is_whole or why.selector in stated):
             origin = None if name in chosen.keys else by_option[name]
             yield _unread_problem(name, why, plain, origin=origin)
+
+
+def _stated(request: Request, chosen: UserChoices, choices: Mapping[str, str | None]) -> set[str]:
+    """Return the settings that the user has chosen, by themselves or with a config group."""
+    names = set(chosen.keys)
+    for group in chosen.groups:
+        names |= set(option_origins(group, choices.get(group), request.extra))
+        if group in VARIANTS:
+            names.add(f"{group}.{VARIANTS[group][0]}")
+    return names
 
 
 def shown_choice(selector: str, value: Any) -> str:

@@ -112,8 +112,14 @@ def _module_docs(module: str) -> dict[str, dict[str, str]]:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """Return the string under each field of a dataclass, from the source of its module."""
-    return _module_docs(cls.__module__).get(cls.__name__, {})
+    """Return the string under each field of a dataclass, or under that of a base where it has none.
+
+    They are read from the source of the modules.
+    """
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        docs |= _module_docs(base.__module__).get(base.__name__, {})
+    return docs
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:

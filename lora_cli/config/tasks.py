@@ -28,7 +28,7 @@ class DataConfig:
     """Where the rows are and what their columns are called."""
 
     path: str | None = path_field()
-    """Hub data set, file (jsonl json csv tsv parquet), or folder of train/validation/test files."""
+    """Hub data set, file (jsonl json csv tsv parquet conll), or folder of train/... files."""
 
     name: str | None = text_field()
     """Configuration of a hub data set, such as sst2 of nyu-mll/glue."""
@@ -45,11 +45,17 @@ class DataConfig:
     label_column: str | None = _column(*_TEXTS, *_RANKING)
     """Column with the label, labels or number; null takes the first of label, labels, class, ..."""
 
+    label_columns: tuple[str, ...] | None = field(
+        default=None,
+        metadata={"text": True, "only": {"task.family": ("multi_label_classification",)}},
+    )
+    """Columns that are labels, 1 or 0 in each row, in place of one that lists the labels."""
+
     tokens_column: str | None = _column(*_TOKENS)
     """Column with the list of words; null takes the first that exists of tokens, words."""
 
     tags_column: str | None = _column(*_TOKENS)
-    """Column with one tag a word; null takes the first of tags, ner_tags, labels, pos_tags, ..."""
+    """Column with a tag a word; null takes tags, ner_tags, labels, ... (conll: 2, 3, ..., tags)."""
 
     context_column: str | None = _column(*_CHOICES, *_ANSWERS)
     """Column with the text that a question is about; null takes context, article, sent1, ..."""
@@ -108,16 +114,21 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TextClassificationConfig:
-    """One label for each text, or for each pair of texts."""
-
-    family: Literal["text_classification"] = "text_classification"
+class _FamilyConfig:
+    family: str = ""
     """Task family: decides head, loss, metrics and columns."""
 
     data: DataConfig = field(default_factory=DataConfig)
 
     max_length: int = field(default=128, metadata={"min": 4})
     """Tokens to keep of each row; longer rows are cut, and the number cut is reported."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextClassificationConfig(_FamilyConfig):
+    """One label for each text, or for each pair of texts."""
+
+    family: Literal["text_classification"] = "text_classification"
 
     class_weights: Literal["none", "balanced"] = "none"
     """balanced weighs each label in the loss by N / (C n), for C labels with n of N rows each."""
@@ -127,16 +138,10 @@ class TextClassificationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MultiLabelClassificationConfig:
+class MultiLabelClassificationConfig(_FamilyConfig):
     """Any number of labels for each text, or for each pair of texts."""
 
     family: Literal["multi_label_classification"] = "multi_label_classification"
-    """Task family: decides head, loss, metrics and columns."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-
-    max_length: int = field(default=128, metadata={"min": 4})
-    """Tokens to keep of each row; longer rows are cut, and the number cut is reported."""
 
     threshold: float = field(default=0.5, metadata={"above": 0, "below": 1})
     """A label is given where its probability is at least this."""
@@ -149,29 +154,20 @@ class MultiLabelClassificationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TextRegressionConfig:
+class TextRegressionConfig(_FamilyConfig):
     """A number for each text, or for each pair of texts."""
 
     family: Literal["text_regression"] = "text_regression"
-    """Task family: decides head, loss, metrics and columns."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-
-    max_length: int = field(default=128, metadata={"min": 4})
-    """Tokens to keep of each row; longer rows are cut, and the number cut is reported."""
 
     metric: Literal["pearson", "spearman", "mse"] = "pearson"
     """Metric that selects the best checkpoint; all of them are reported."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TokenClassificationConfig:
+class TokenClassificationConfig(_FamilyConfig):
     """A tag for each word of a text: entities, parts of speech, chunks."""
 
     family: Literal["token_classification"] = "token_classification"
-    """Task family: decides head, loss, metrics and columns."""
-
-    data: DataConfig = field(default_factory=DataConfig)
 
     max_length: int = field(default=128, metadata={"min": 4})
     """Tokens to keep of each row; words beyond are not learned, and count as tagged O."""
@@ -181,13 +177,10 @@ class TokenClassificationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MultipleChoiceConfig:
+class MultipleChoiceConfig(_FamilyConfig):
     """Which of some choices is the right one, given a text, a question or both."""
 
     family: Literal["multiple_choice"] = "multiple_choice"
-    """Task family: decides head, loss, metrics and columns."""
-
-    data: DataConfig = field(default_factory=DataConfig)
 
     max_length: int = field(default=128, metadata={"min": 4})
     """Tokens to keep of text, question and one choice; what is cut is the text, never a choice."""
@@ -200,13 +193,10 @@ class MultipleChoiceConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RankingConfig:
+class RankingConfig(_FamilyConfig):
     """Which candidates come first for a user, given what the user liked before."""
 
     family: Literal["ranking"] = "ranking"
-    """Task family: decides head, loss, metrics and columns."""
-
-    data: DataConfig = field(default_factory=DataConfig)
 
     max_length: int = field(default=128, metadata={"min": 4})
     """Tokens to keep of history and one candidate; the oldest history is cut, no candidate."""
@@ -222,13 +212,10 @@ class RankingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class QuestionAnsweringConfig:
+class QuestionAnsweringConfig(_FamilyConfig):
     """The part of a context that answers a question, or none."""
 
     family: Literal["question_answering"] = "question_answering"
-    """Task family: decides head, loss, metrics and columns."""
-
-    data: DataConfig = field(default_factory=DataConfig)
 
     max_length: int = field(default=384, metadata={"min": 16})
     """Tokens of a window: the question, half of them at most, and what fits of the context."""
@@ -253,13 +240,10 @@ class QuestionAnsweringConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MaskedLanguageModelingConfig:
+class MaskedLanguageModelingConfig(_FamilyConfig):
     """The words that were masked in plain text: an encoder learns the language of a domain."""
 
     family: Literal["masked_language_modeling"] = "masked_language_modeling"
-    """Task family: decides head, loss, metrics and columns."""
-
-    data: DataConfig = field(default_factory=DataConfig)
 
     max_length: int = field(default=128, metadata={"min": 16})
     """Tokens of a window; a longer text becomes several, so that nothing of it is cut."""

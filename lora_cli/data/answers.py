@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lora_cli.data.listing import count_rows, list_rows
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem
 
-_LISTED = 10
 _SHOWN = 40
 
 # The text of an answer, and where it begins in its context, counted in characters.
@@ -93,8 +93,8 @@ def check_answers(
             Problem(
                 id="data.bad-answers",
                 message=f"`{answers}` must hold the answers of every row, but does not in "
-                f"{_rows(len(unread))}.",
-                where=_listed(unread),
+                f"{count_rows(len(unread))}.",
+                where=list_rows(unread),
                 allowed='{"text": ["308"], "answer_start": [34]}, with empty lists for a question '
                 "without an answer; a list of such objects; or a text, with its place in "
                 f"{start or 'a column answer_start'}",
@@ -106,8 +106,8 @@ def check_answers(
             Problem(
                 id="data.answer-elsewhere",
                 message=f"`{answers}` must hold texts that stand in `{context}` where they say, "
-                f"but does not in {_rows(count)}.",
-                where=_listed(elsewhere),
+                f"but does not in {count_rows(count)}.",
+                where=list_rows(elsewhere),
                 allowed="places counted in characters from 0, white space included",
                 fix="correct the places, or remove the rows",
             )
@@ -134,15 +134,6 @@ def _shown(value: Any) -> str:
         return f'"{value[:_SHOWN]}..."' if len(value) > _SHOWN else f'"{value}"'
     text = "null" if value is None else repr(value)
     return f"{text[:_SHOWN]}..." if len(text) > _SHOWN else text
-
-
-def _listed(bad: Sequence[tuple[Row, str]]) -> str:
-    listed = ", ".join(f"{row.where} ({fault})" for row, fault in bad[:_LISTED])
-    return listed + (f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else "")
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count} rows"
 
 
 def squad_rows(document: Any) -> list[dict[str, Any]] | None:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_cli.data.columns import canonical_label
+from lora_cli.data.listing import count_rows, list_rows
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem
 
 _CLICKS = {"0": 0, "1": 1, "false": 0, "true": 1}
-_LISTED = 10
 
 
 def candidates_of(value: Any) -> tuple[str, ...] | None:
@@ -103,14 +103,12 @@ def check_times(rows: Sequence[Row], column: str) -> list[Problem]:
 def _problem(bad: Sequence[Row], *, rule: str, name: str, allowed: str) -> list[Problem]:
     if not bad:
         return []
-    listed = ", ".join(row.where for row in bad[:_LISTED])
-    more = f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
-    count = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
+    count = count_rows(len(bad))
     return [
         Problem(
             id=f"data.bad-{name}",
             message=f"{rule}, but not so in {count}.",
-            where=listed + more,
+            where=list_rows(bad),
             allowed=allowed,
             fix="correct the rows, or remove them",
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_cli.data.columns import canonical_label
+from lora_cli.data.listing import count_rows, list_rows
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
 
@@ -13,7 +14,6 @@ KINDS = ("key", "text", "letter", "index", "number")
 # Told apart without a word from the user. A number from 1 is not: 1 may as well be the second.
 _AUTOMATIC = ("text", "letter", "index")
 _NUMBERED = re.compile(r"(ending|choice|option|sol)_?(\d+)", re.IGNORECASE)
-_LISTED = 10
 _MEANING = {
     "key": "the key of a choice",
     "text": "the text of a choice",
@@ -172,8 +172,8 @@ def check_choices(rows: Sequence[Row], columns: Sequence[str]) -> list[Problem]:
         Problem(
             id="data.bad-choices",
             message=f"{names} must hold two or more choices in every row, but not in "
-            f"{_rows(len(bad))}.",
-            where=_places([(row, "") for row in bad]),
+            f"{count_rows(len(bad))}.",
+            where=list_rows(bad),
             allowed="texts that are not empty: in a list, or one in each column",
         )
     ]
@@ -199,8 +199,8 @@ def check_answers(
         Problem(
             id="data.bad-answer",
             message=f"`{answer}` must be {_MEANING[kind]} of its row, but is not in "
-            f"{_rows(len(bad))}.",
-            where=_places(bad),
+            f"{count_rows(len(bad))}.",
+            where=list_rows(bad),
             key="task.answers",
             allowed=", ".join(f"{name} ({meaning})" for name, meaning in _MEANING.items()),
             fix="task.answers=number, if 1 is the first choice" if could_be_numbers else fix,
@@ -211,12 +211,3 @@ def check_answers(
 def _shown(value: Any) -> str:
     text = f'"{value}"' if isinstance(value, str) else "null" if value is None else str(value)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _places(bad: Sequence[tuple[Row, str]]) -> str:
-    listed = ", ".join(row.where + (f" ({found})" if found else "") for row, found in bad[:_LISTED])
-    return listed + (f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else "")
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count} rows"

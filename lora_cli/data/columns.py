@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lora_cli.data.listing import list_rows
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError, nearest_name
 
@@ -42,8 +43,6 @@ LABEL_COLUMNS = (
     "stars",
     "rating",
 )
-
-_LISTED = 10
 
 
 def list_columns(rows: Sequence[Row]) -> list[str]:
@@ -201,10 +200,8 @@ def _row_problem(
     if not bad:
         return []
     finding = f"is {bad[0][1]} in 1 row" if len(bad) == 1 else f"is not in {len(bad)} rows"
-    listed = ", ".join(f"{row.where} ({found})" for row, found in bad[:_LISTED])
-    more = f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
     message = f"{rule}, but {finding}."
-    return [Problem(id=f"data.bad-{name}", message=message, where=listed + more, fix=fix)]
+    return [Problem(id=f"data.bad-{name}", message=message, where=list_rows(bad), fix=fix)]
 
 
 def resolve_label_names(
@@ -293,14 +290,13 @@ def check_known_labels(
         return []
     unknown = _join(sort_labels({label for _, label in bad}))
     rule = "be one of `task.data.label_names`" if stated else "be a label that train has"
-    listed = ", ".join(f'{row.where} ("{label}")' for row, label in bad[:_LISTED])
-    more = f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
+    quoted = [(row, f'"{label}"') for row, label in bad]
     plural = "row holds" if len(bad) == 1 else "rows hold"
     return [
         Problem(
             id="data.unknown-label",
             message=f"`{column}` must {rule}, but {len(bad)} {plural} another: {unknown}.",
-            where=listed + more,
+            where=list_rows(quoted),
             allowed=_join(tuple(indices)),
             fix="correct the labels, remove the rows, or name all labels in task.data.label_names",
         )

@@ -17,6 +17,11 @@ DATA_LAYOUTS = ("jsonl", "json", "csv", "tsv", "parquet", "arrow")
 ALL_LAYOUTS = (*DATA_LAYOUTS, "txt")
 """Layouts of rows without labels: txt has a text a line, and nothing else."""
 
+WORD_LAYOUTS = (*ALL_LAYOUTS, "conll")
+"""Layouts of rows of words with tags: conll has a word a line, and so have txt and tsv here."""
+
+_TABLE_NAMES = frozenset(("tokens", "words"))
+
 
 def resolve_layout(
     path: Path, *, layouts: tuple[str, ...] = DATA_LAYOUTS, key: str = "task.data.path"
@@ -75,7 +80,7 @@ def iter_rows(
 
     Args:
         source: A file, or a binary stream such as ``sys.stdin.buffer``.
-        layout: One of `ALL_LAYOUTS`; None goes by the extension, and takes jsonl for a stream.
+        layout: One of `WORD_LAYOUTS`; None goes by the extension, and takes jsonl for a stream.
         name: What to call the source in errors; None takes the path.
         key: Configuration key that named the source, for errors.
 
@@ -87,7 +92,7 @@ def iter_rows(
         problems = check_is_file(source, key=key)
         if problems:
             raise UserError(problems)
-        layout = layout or resolve_layout(source, layouts=ALL_LAYOUTS, key=key)
+        layout = layout or resolve_layout(source, layouts=WORD_LAYOUTS, key=key)
         numbered = _iter_file(source, layout)
     else:
         name = name or "standard input"
@@ -154,6 +159,8 @@ def read_file(
     if problems:
         raise UserError(problems)
     layout = resolve_layout(path, layouts=layouts, key=key)
+    if "conll" in layouts and (layout == "txt" or (layout == "tsv" and not _is_table(path))):
+        layout = "conll"
     rows = tuple(iter_rows(path, layout=layout, name=name, key=key))
     if not rows:
         name = name or str(path)
@@ -168,6 +175,22 @@ def read_file(
             )
         )
     return with_own_ids(rows)
+
+
+def _is_table(path: Path) -> bool:
+    """Tell a table with a row a line from sentences with blank lines between them."""
+    with path.open("rb") as stream:
+        first = stream.readline()
+        names = {cell.strip().lower() for cell in first.decode(errors="replace").split("\t")}
+        if names & _TABLE_NAMES:
+            return True
+        was_blank = not first.strip()
+        for line in stream:
+            is_blank = not line.strip()
+            if was_blank and not is_blank:
+                return False
+            was_blank = is_blank
+    return True
 
 
 def with_own_ids(rows: tuple[Row, ...]) -> tuple[Row, ...]:

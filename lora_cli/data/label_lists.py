@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_cli.data.columns import canonical_label
+from lora_cli.data.listing import count_rows, list_rows
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem
 
 # Between the labels of a row in files that know no lists, such as CSV.
 SEPARATOR = ","
-_LISTED = 10
 
 
 def labels_of(value: Any) -> tuple[str, ...] | None:
@@ -42,14 +42,12 @@ def check_label_lists(rows: Sequence[Row], column: str) -> list[Problem]:
             bad.append(row)
     if not bad:
         return []
-    listed = ", ".join(row.where for row in bad[:_LISTED])
-    more = f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
-    count = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
+    count = count_rows(len(bad))
     return [
         Problem(
             id="data.bad-labels",
             message=f"`{column}` must list different labels in every row, but does not in {count}.",
-            where=listed + more,
+            where=list_rows(bad),
             allowed='a list of texts or whole numbers, or a text such as "joy, awe"; may be empty',
         )
     ]

@@ -7,6 +7,7 @@ is one value and therefore read whole.
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import IO, Any
@@ -16,6 +17,8 @@ from lora_cli.data.answers import squad_rows
 Values = dict[str, Any]
 Numbered = tuple[int, Values]
 
+_BETWEEN = re.compile(r"[ \t]+")
+_DOCUMENT = "-DOCSTART-"
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -241,6 +244,58 @@ def iter_txt(stream: IO[bytes]) -> Iterator[Numbered]:
             yield number, {"text": line.rstrip("\r\n")}
 
 
+def iter_conll(stream: IO[bytes]) -> Iterator[Numbered]:
+    """Yield the sentences of a stream with a word a line and blank lines between sentences.
+
+    Columns are parted by tabs where a line has some, else by spaces: column "tokens" is the first,
+    "tags" the last, and those between go by their numbers, "2", "3", .... The row number is that of
+    the sentence's first line. Lines that start a document (-DOCSTART-) are no words.
+    """
+    start, width = 0, 0
+    sentence: list[list[str]] = []
+    for number, line in _iter_lines(stream):
+        is_word = line.strip() != "" and not line.startswith(_DOCUMENT)
+        if not is_word:
+            if sentence:
+                yield start, _columns(sentence)
+            sentence = []
+            continue
+        start = start if sentence else number
+        sentence.append(_cells(line, start, number, width=width))
+        width = len(sentence[-1])
+    if sentence:
+        yield start, _columns(sentence)
+
+
+def _cells(line: str, start: int, number: int, *, width: int) -> list[str]:
+    """Return the columns of a line, which are `width` unless that is 0."""
+    plain = line.strip("\r\n")
+    if "\t" in plain:
+        cells = [cell.strip(" ") for cell in plain.split("\t")]
+    else:
+        cells = _BETWEEN.split(plain.strip(" "))
+    if width and len(cells) != width:
+        lines = "1 column" if len(cells) == 1 else f"{len(cells)} columns"
+        finding = f"has {lines} where the lines before have {width} (line {number})"
+    elif "" in cells:
+        finding = f"has nothing in column {cells.index('') + 1} (line {number})"
+    else:
+        return cells
+    raise BadRowError(
+        start,
+        rule="must have a word and its tag a line, and blank lines between sentences",
+        finding=finding,
+        fix="correct the line: as many columns in each, parted by a tab or by spaces",
+    )
+
+
+def _columns(sentence: list[list[str]]) -> Values:
+    first, *others = (list(column) for column in zip(*sentence, strict=True))
+    numbers = range(2, len(others) + 1)
+    names = [*(str(number) for number in numbers), "tags"] if others else []
+    return {"tokens": first, **dict(zip(names, others, strict=True))}
+
+
 def _kind(value: Any) -> str:
     kinds = {str: "a text", bool: "true or false", list: "a list", dict: "an object"}
     return "null" if value is None else kinds.get(type(value), "a number")
@@ -252,4 +307,5 @@ PARSERS: dict[str, Callable[[IO[bytes]], Iterator[Numbered]]] = {
     "csv": iter_csv,
     "tsv": iter_tsv,
     "txt": iter_txt,
+    "conll": iter_conll,
 }

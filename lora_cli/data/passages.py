@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lora_cli.data.listing import count_rows, list_rows
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem
-
-_LISTED = 10
 
 
 def passage_of(value: Any, *, between: str = " ") -> str | None:
@@ -33,15 +32,13 @@ def check_passages(
             bad.append(row)
     if not bad:
         return []
-    listed = ", ".join(row.where for row in bad[:_LISTED])
-    more = f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
-    count = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
+    count = count_rows(len(bad))
     return [
         Problem(
             id="data.bad-passage",
             message=f"`{column}` must hold a text, or a list of texts, in every row, but does not "
             f"in {count}.",
-            where=listed + more,
+            where=list_rows(bad),
             allowed="may be empty" if may_be_empty else "a text that is not empty",
             fix="fill in the text, or remove the rows",
         )

@@ -10,7 +10,14 @@ from pathlib import Path
 from lora_cli import packages
 from lora_cli.config.tasks import DataConfig
 from lora_cli.data.columnar import load_class_names
-from lora_cli.data.files import DATA_LAYOUTS, check_is_file, read_file, resolve_layout, with_own_ids
+from lora_cli.data.files import (
+    DATA_LAYOUTS,
+    WORD_LAYOUTS,
+    check_is_file,
+    read_file,
+    resolve_layout,
+    with_own_ids,
+)
 from lora_cli.data.hub import load_hub_rows
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
@@ -33,7 +40,7 @@ _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Endings that only a file has: a path with one of them is never looked up on the hub.
 _FILE_ENDINGS = frozenset(
-    (*(f".{layout}" for layout in DATA_LAYOUTS), ".txt", ".py", ".pkl", ".pickle", ".pt", ".bin")
+    (*(f".{layout}" for layout in WORD_LAYOUTS), ".py", ".pkl", ".pickle", ".pt", ".bin")
 ) | {".zip", ".gz", ".tar", ".tgz", ".xz", ".bz2", ".zst", ".xls", ".xlsx", ".ndjson", ".npy"}
 # Notes that tools leave beside data files.
 _NOT_DATA = frozenset(
@@ -203,6 +210,9 @@ def _group_by_split(folder: Path, layouts: tuple[str, ...]) -> dict[str, list[Pa
         shard = _SHARD.fullmatch(path.stem)
         stem = (shard[1] if shard else path.stem).lower()
         known = path.suffix.lower().removeprefix(".") in layouts
+        # Where words have tags, text is more likely a list of tags or a note than a split.
+        if "conll" in layouts and path.suffix.lower() == ".txt" and stem not in _SPLIT_NAMES:
+            continue
         if known:
             groups[_SPLIT_NAMES.get(stem, shard[1] if shard else path.stem)].append(path)
         elif stem in _SPLIT_NAMES:

@@ -40,7 +40,7 @@ def choose_splits(
         rows: Every split that was found.
         config: Names or fractions of the splits.
         seed: Decides which rows are cut.
-        label_of: What to balance a cut by; any value, compared as text.
+        label_of: What to balance a cut by; any value, compared as text; None where there is none.
         groups: Rows that are cut together instead, if any.
 
     Returns:
@@ -63,6 +63,7 @@ def choose_splits(
     cut = partial(_cut, label_of=label_of) if groups is None else groups.cut
     train = rows[config.train_split]
     whole = len(train)
+    how = groups.how if groups else _how_drawn(train, label_of)
     chosen: RowsBySplit = {}
     notes: list[str] = []
     for split in ("test", "validation"):
@@ -71,7 +72,7 @@ def choose_splits(
             train, chosen[split] = cut(train, round(source * whole), split=split, seed=seed)
             notes.append(
                 f"{split}: {len(chosen[split])} rows cut from {config.train_split} "
-                f"({100 * source:g} %, {groups.how if groups else 'by label'}, seed {seed})"
+                f"({100 * source:g} %, {how}, seed {seed})"
             )
         elif source is not None:
             chosen[split] = rows[source]
@@ -81,6 +82,11 @@ def choose_splits(
     order = ("validation", "test")
     named = {split: chosen[split] for split in order if split in chosen}
     return {"train": train, **named}, tuple(reversed(notes))
+
+
+def _how_drawn(rows: tuple[Row, ...], label_of: Callable[[Row], Any]) -> str:
+    has_labels = any(label_of(row) is not None for row in rows)
+    return "by label" if has_labels else "at random"
 
 
 def _unused_notes(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_cli.data.columns import canonical_label
+from lora_cli.data.listing import count_rows, list_rows
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem
 
@@ -12,7 +13,6 @@ from lora_cli.errors import Problem
 _UNSPACED = "぀-ヿ㐀-䶿一-鿿豈-﫿\U00020000-\U0003134f"
 _WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+|[^\w\s]")
 _ALL_UNSPACED = re.compile(rf"[{_UNSPACED}]+")
-_LISTED = 10
 
 Span = tuple[int, int]
 
@@ -99,14 +99,12 @@ def check_tags(rows: Sequence[Row], words: str, tags: str) -> list[Problem]:
         if first is not None and second is not None and len(first) != len(second):
             unequal.append((row, f"{len(first)} words, {len(second)} tags"))
     if unequal:
-        listed = ", ".join(f"{row.where} ({found})" for row, found in unequal[:_LISTED])
-        more = f" and {len(unequal) - _LISTED} more" if len(unequal) > _LISTED else ""
         problems.append(
             Problem(
                 id="data.tag-count",
                 message=f"`{tags}` must have one tag for each word of `{words}`, but has not in "
-                f"{_rows(len(unequal))}.",
-                where=listed + more,
+                f"{count_rows(len(unequal))}.",
+                where=list_rows(unequal),
                 fix="correct the rows, or remove them",
             )
         )
@@ -116,17 +114,11 @@ def check_tags(rows: Sequence[Row], words: str, tags: str) -> list[Problem]:
 def _problem(bad: Sequence[Row], *, rule: str, name: str, allowed: str) -> list[Problem]:
     if not bad:
         return []
-    listed = ", ".join(row.where for row in bad[:_LISTED])
-    more = f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
     return [
         Problem(
             id=f"data.bad-{name}",
-            message=f"{rule}, but does not in {_rows(len(bad))}.",
-            where=listed + more,
+            message=f"{rule}, but does not in {count_rows(len(bad))}.",
+            where=list_rows(bad),
             allowed=allowed,
         )
     ]
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count} rows"

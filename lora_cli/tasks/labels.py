@@ -1,9 +1,11 @@
 """What the families share whose rows have labels from a fixed set, which is learned from train."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
 
 from lora_cli.data.columns import (
     check_known_labels,
@@ -14,7 +16,55 @@ from lora_cli.data.columns import (
 from lora_cli.data.sources import Loaded
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
+from lora_cli.tasks.contract import Batch, Features
 from lora_cli.tasks.rows import Columns, RowFamily
+from lora_cli.tasks.texts import encode_texts, pad_inputs
+
+
+class LabelledTextsTask(ABC):
+    """What the tasks share that give a text labels: tokens, labels and the weights of these.
+
+    Attributes:
+        feature: Name of the entry of an encoded row that holds what `target_of` returns.
+    """
+
+    greater_is_better = True
+    couples_rows = False
+    feature: str
+
+    def __init__(self, config: Any, state: Mapping[str, Any], tokenizer: Any) -> None:
+        self.metric: str = config.metric
+        self._max_length = config.max_length
+        self._labels: tuple[str, ...] = tuple(state["labels"])
+        self._columns: Columns = state["columns"]
+        self._indices = indices_of(state)
+        weights = state.get("weights")
+        self._weights = None if weights is None else torch.tensor(weights)
+        self._tokenizer = tokenizer
+
+    @abstractmethod
+    def target_of(self, value: Any) -> Any:
+        """Return what is to be learned of a value of the label column, as plain values."""
+
+    def encode(self, row: Row) -> Features:
+        """Tokenize a row; the entry `feature` is None where the labels are not known."""
+        column = self._columns["label"]
+        target = None if column is None else self.target_of(row.values[column])
+        features = encode_texts(row, self._columns, self._tokenizer, max_length=self._max_length)
+        return {**features, self.feature: target}
+
+    def collate(self, features: Sequence[Features]) -> Batch:
+        """Pad to the longest row: `inputs` of shape (B, T), `labels` a row each, or None."""
+        labels = [row[self.feature] for row in features]
+        known = all(label is not None for label in labels)
+        return {
+            "ids": [row["id"] for row in features],
+            "inputs": pad_inputs(self._tokenizer, features),
+            "labels": torch.tensor(labels) if known else None,
+        }
+
+    def _weights_on(self, device: torch.device) -> torch.Tensor | None:
+        return None if self._weights is None else self._weights.to(device)
 
 
 class LabelFamily(RowFamily):

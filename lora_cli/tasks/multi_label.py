@@ -13,15 +13,18 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from lora_cli.config.tasks import MultiLabelClassificationConfig
+from lora_cli.config.tasks import DataConfig, MultiLabelClassificationConfig
+from lora_cli.data.columns import list_columns
+from lora_cli.data.label_columns import JOINED, join_label_columns
 from lora_cli.data.label_lists import check_label_lists, labels_of
 from lora_cli.data.made_up import labels
+from lora_cli.data.sources import Loaded
 from lora_cli.data.types import Row
-from lora_cli.errors import Problem
-from lora_cli.tasks.contract import Batch, Features, StepOutput
-from lora_cli.tasks.labels import LabelFamily, indices_of
+from lora_cli.errors import Problem, UserError
+from lora_cli.tasks.contract import Batch, StepOutput
+from lora_cli.tasks.labels import LabelFamily, LabelledTextsTask, indices_of
 from lora_cli.tasks.rows import Columns
-from lora_cli.tasks.texts import LABEL, TEXTS, encode_texts, pad_inputs, text_problems
+from lora_cli.tasks.texts import LABEL, TEXTS, text_problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,45 +44,23 @@ class LabelsPrediction:
     reference: tuple[bool, ...] | None
 
 
-class MultiLabelClassificationTask:
+class MultiLabelClassificationTask(LabelledTextsTask):
     """Multi-label classification bound to a configuration, label names and a tokenizer."""
 
-    greater_is_better = True
-    couples_rows = False
+    feature = "labels"
 
     def __init__(
         self, config: MultiLabelClassificationConfig, state: Mapping[str, Any], tokenizer: Any
     ) -> None:
-        self.metric: str = config.metric
-        self._max_length = config.max_length
+        super().__init__(config, state, tokenizer)
         self._threshold = config.threshold
-        self._labels: tuple[str, ...] = tuple(state["labels"])
-        self._columns: Columns = state["columns"]
-        self._indices = indices_of(state)
-        weights = state.get("weights")
-        self._weights = None if weights is None else torch.tensor(weights)
-        self._tokenizer = tokenizer
 
-    def encode(self, row: Row) -> Features:
-        """Tokenize a row; `labels` are 1 or 0 for each label, or None where they are not known."""
-        column = self._columns["label"]
-        labels = None
-        if column is not None:
-            labels = [0.0] * len(self._labels)
-            for name in labels_of(row.values[column]) or ():
-                labels[self._indices[name]] = 1.0
-        features = encode_texts(row, self._columns, self._tokenizer, max_length=self._max_length)
-        return {**features, "labels": labels}
-
-    def collate(self, features: Sequence[Features]) -> Batch:
-        """Pad to the longest row: `inputs` of shape (B, T), `labels` (B, C) or None."""
-        labels = [row["labels"] for row in features]
-        known = all(values is not None for values in labels)
-        return {
-            "ids": [row["id"] for row in features],
-            "inputs": pad_inputs(self._tokenizer, features),
-            "labels": torch.tensor(labels) if known else None,
-        }
+    def target_of(self, value: Any) -> list[float]:
+        """Return 1 or 0 for each label."""
+        labels = [0.0] * len(self._labels)
+        for name in labels_of(value) or ():
+            labels[self._indices[name]] = 1.0
+        return labels
 
     def forward(self, model: Callable[..., Any], batch: Batch) -> StepOutput:
         """Return the binary cross-entropy, the number of its terms and `logits` of (B, C)."""
@@ -87,9 +68,11 @@ class MultiLabelClassificationTask:
         labels_BC = batch["labels"]
         if labels_BC is None:
             return StepOutput(logits_BC.new_zeros(()), 0, {"logits": logits_BC})
-        weights_C = None if self._weights is None else self._weights.to(logits_BC.device)
         loss_sum = functional.binary_cross_entropy_with_logits(
-            logits_BC, labels_BC, pos_weight=weights_C, reduction="sum"
+            logits_BC,
+            labels_BC,
+            pos_weight=self._weights_on(logits_BC.device),
+            reduction="sum",
         )
         return StepOutput(loss_sum, labels_BC.numel(), {"logits": logits_BC})
 
@@ -153,6 +136,42 @@ class MultiLabelClassification(LabelFamily):
     task_type: str | None = "SEQ_CLS"
     inputs, targets = TEXTS, (replace(LABEL, made_up=labels),)
 
+    def suit(
+        self, data: DataConfig, loaded: Loaded, *, state: Mapping[str, Any] | None = None
+    ) -> tuple[DataConfig, Loaded]:
+        """Join the columns that are labels into one that lists them.
+
+        Rows that are not for training may have them without being told so.
+
+        Raises:
+            UserError: If these are not the labels that were learned, or cannot be joined.
+        """
+        columns = data.label_columns
+        learned = None if state is None else tuple(state["labels"])
+        was_joined = state is not None and state["columns"]["label"] == JOINED
+        if learned and was_joined and columns is None and data.label_column is None:
+            there = list_columns([row for rows in loaded.rows.values() for row in rows])
+            columns = learned if set(learned) <= set(there) else None
+        if columns is None:
+            return data, loaded
+        if data.label_column is not None:
+            raise UserError(_two_ways(data.label_column))
+        if learned is not None and set(columns) != set(learned):
+            raise UserError(_other_columns(columns, learned))
+        return replace(data, label_column=JOINED), join_label_columns(loaded, columns)
+
+    def made_up_rows(
+        self, config: MultiLabelClassificationConfig, count: int
+    ) -> list[dict[str, Any]]:
+        """Return rows with the columns of the settings, one for each label too."""
+        rows, columns = super().made_up_rows(config, count), config.data.label_columns or ()
+        found = []
+        for number, row in enumerate(rows):
+            found.append({**row, **{c: int(number % 3 == n % 3) for n, c in enumerate(columns)}})
+            if columns:
+                del found[-1][self.targets[0].known[0]]
+        return found
+
     def check_rows(self, rows: Sequence[Row], columns: Columns) -> list[Problem]:
         """Refuse rows without text, and what is no list of labels."""
         problems, column = text_problems(rows, columns), columns["label"]
@@ -199,3 +218,24 @@ class MultiLabelClassification(LabelFamily):
     ) -> MultiLabelClassificationTask:
         """Bind the family; `processor` is a tokenizer."""
         return MultiLabelClassificationTask(config, state, processor)
+
+
+def _two_ways(column: str) -> Problem:
+    return Problem(
+        id="data.labels-twice",
+        message="`task.data.label_columns` must be left out with task.data.label_column, which "
+        f"names a column that lists the labels, but that is {column}.",
+        key="task.data.label_columns",
+        fix="leave one of them out",
+    )
+
+
+def _other_columns(given: Sequence[str], learned: Sequence[str]) -> Problem:
+    return Problem(
+        id="data.other-labels",
+        message="`task.data.label_columns` must name the labels that the adapter was trained on, "
+        f"but is {', '.join(given)}.",
+        key="task.data.label_columns",
+        allowed=", ".join(learned),
+        fix="leave it out where the columns have these names",
+    )

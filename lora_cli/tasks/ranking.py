@@ -29,6 +29,7 @@ from lora_cli.data.candidates import (
 )
 from lora_cli.data.columns import canonical_label
 from lora_cli.data.groups import Groups
+from lora_cli.data.listing import list_rows
 from lora_cli.data.passages import check_passages, passage_of
 from lora_cli.data.sources import Loaded
 from lora_cli.data.types import Row
@@ -41,7 +42,6 @@ CANDIDATE_COLUMNS = ("candidate", "candidates", "item", "items", "title", "news"
 # Between the parts of a history that is a list.
 _BETWEEN = "; "
 _LABEL_COLUMNS = ("label", "labels", "clicked", "click", "target", "relevance")
-_LISTED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,15 +259,13 @@ class Ranking(RowFamily):
         bad = self.groups(columns).unusable(rows)
         if not bad:
             return []
-        listed = ", ".join(row.where for row in bad[:_LISTED])
-        more = f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
         count = "1 user has" if len(bad) == 1 else f"{len(bad)} users have"
         return [
             Problem(
                 id="data.no-clicks",
                 message=f"`{columns['label']}` must be 1 in a row at least of every user that is "
                 f"evaluated, but {count} none.",
-                where=f"{listed}{more} (the user's first row)",
+                where=f"{list_rows(bad)} (the user's first row)",
                 key="task.users_without_clicks",
                 allowed="refuse, skip",
                 fix="task.users_without_clicks=skip, or remove these users",

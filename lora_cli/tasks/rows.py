@@ -130,9 +130,22 @@ class RowFamily(ABC):
         del config, rows, columns
         return []
 
+    def suit(
+        self, data: DataConfig, loaded: Loaded, *, state: Mapping[str, Any] | None = None
+    ) -> tuple[DataConfig, Loaded]:
+        """Return settings and rows with a column for each role, where the data have it otherwise.
+
+        Args:
+            data: Where the rows are.
+            loaded: As found.
+            state: What was learned from others, if the rows are not for training.
+        """
+        del state
+        return data, loaded
+
     def load(self, config: Any, *, seed: int) -> Splits:
         """Read, split and check the rows; learn the state from train."""
-        data, loaded = config.data, load_rows(config.data, layouts=self.layouts)
+        data, loaded = self.suit(config.data, load_rows(config.data, layouts=self.layouts))
         train = loaded.rows.get(data.train_split) or next(iter(loaded.rows.values()))
         columns, notes = self._resolve(data, list_columns(train))
         known, known_notes = self._with_targets(loaded, columns)
@@ -173,7 +186,8 @@ class RowFamily(ABC):
         self, config: Any, state: Mapping[str, Any], *, seed: int
     ) -> tuple[Splits, Mapping[str, Any]]:
         """Read and check rows with targets, given a state that was learned from others."""
-        data, loaded = config.data, load_rows(config.data, file_split="test", layouts=self.layouts)
+        found = load_rows(config.data, file_split="test", layouts=self.layouts)
+        data, loaded = self.suit(config.data, found, state=state)
         columns, notes = self._resolve(
             data, list_columns([row for rows in loaded.rows.values() for row in rows])
         )

@@ -18,10 +18,10 @@ from lora_cli.config.tasks import TextClassificationConfig
 from lora_cli.data.columns import canonical_label, check_labels
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem
-from lora_cli.tasks.contract import Batch, Features, StepOutput
-from lora_cli.tasks.labels import LabelFamily, indices_of
+from lora_cli.tasks.contract import Batch, StepOutput
+from lora_cli.tasks.labels import LabelFamily, LabelledTextsTask, indices_of
 from lora_cli.tasks.rows import Columns
-from lora_cli.tasks.texts import LABEL, TEXTS, encode_texts, pad_inputs, text_problems
+from lora_cli.tasks.texts import LABEL, TEXTS, text_problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,40 +41,15 @@ class LabelPrediction:
     reference: int | None
 
 
-class TextClassificationTask:
+class TextClassificationTask(LabelledTextsTask):
     """Text classification bound to a configuration, label names and a tokenizer."""
 
-    greater_is_better = True
-    couples_rows = False
+    feature = "label"
 
-    def __init__(
-        self, config: TextClassificationConfig, state: Mapping[str, Any], tokenizer: Any
-    ) -> None:
-        self.metric: str = config.metric
-        self._max_length = config.max_length
-        self._labels: tuple[str, ...] = tuple(state["labels"])
-        self._columns: Columns = state["columns"]
-        self._indices = indices_of(state)
-        weights = state.get("weights")
-        self._weights = None if weights is None else torch.tensor(weights)
-        self._tokenizer = tokenizer
-
-    def encode(self, row: Row) -> Features:
-        """Tokenize a row; `label` is the index of its label, or None where it is not known."""
-        column = self._columns["label"]
-        label = None if column is None else canonical_label(row.values[column])
-        features = encode_texts(row, self._columns, self._tokenizer, max_length=self._max_length)
-        return {**features, "label": None if label is None else self._indices[label]}
-
-    def collate(self, features: Sequence[Features]) -> Batch:
-        """Pad to the longest row: `inputs` of shape (B, T), `labels` (B,) or None."""
-        labels = [row["label"] for row in features]
-        known = all(label is not None for label in labels)
-        return {
-            "ids": [row["id"] for row in features],
-            "inputs": pad_inputs(self._tokenizer, features),
-            "labels": torch.tensor(labels) if known else None,
-        }
+    def target_of(self, value: Any) -> int | None:
+        """Return the index of the label."""
+        label = canonical_label(value)
+        return None if label is None else self._indices[label]
 
     def forward(self, model: Callable[..., Any], batch: Batch) -> StepOutput:
         """Return the weighted cross-entropy, the sum of weights and `logits` of shape (B, C)."""
@@ -82,7 +57,7 @@ class TextClassificationTask:
         labels = batch["labels"]
         if labels is None:
             return StepOutput(logits_BC.new_zeros(()), 0, {"logits": logits_BC})
-        weights = None if self._weights is None else self._weights.to(logits_BC.device)
+        weights = self._weights_on(logits_BC.device)
         loss_sum = functional.cross_entropy(
             logits_BC,
             labels,

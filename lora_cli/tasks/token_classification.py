@@ -16,6 +16,7 @@ from torch.nn import functional
 from lora_cli.config.tasks import TokenClassificationConfig
 from lora_cli.data import made_up
 from lora_cli.data.columns import TEXT_COLUMNS, check_texts
+from lora_cli.data.files import WORD_LAYOUTS
 from lora_cli.data.sources import Loaded
 from lora_cli.data.types import Row
 from lora_cli.data.words import (
@@ -234,6 +235,7 @@ class TokenClassification(LabelFamily):
             made_up=made_up.tags,
         ),
     )
+    layouts = WORD_LAYOUTS
 
     def check_rows(self, rows: Sequence[Row], columns: Columns) -> list[Problem]:
         """Refuse rows without words, and rows that have not one tag for each word."""

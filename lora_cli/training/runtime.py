@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
+from lora_cli.config.sections import TrainerConfig
 from lora_cli.errors import Problem, UserError
 from lora_cli.training.group import join_group
 from lora_cli.training.sharding import Sharding, refused, shard_model, sharding_of_accelerate
@@ -56,21 +57,46 @@ def seed_step(seed: int, *, step: int, rank: int) -> None:
     torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+def check_device(config: TrainerConfig) -> None:
+    """Check that the device can compute in the number formats that are asked for.
+
+    Raises:
+        UserError: If it cannot; each of them is named.
+    """
+    problems = list(_unfit(precision=config.precision, tf32=config.tf32))
+    if problems:
+        raise UserError(problems)
+
+
+def _unfit(*, precision: str, tf32: bool) -> Iterator[Problem]:
+    if default_device().type != "cpu":
+        return
+    if precision == "fp16":
+        yield Problem(
+            id="trainer.precision",
+            message="`trainer.precision` must suit the device, but fp16 needs a GPU and "
+            "this run is on the CPU.",
+            key="trainer.precision",
+            allowed="float32, bf16",
+            fix="trainer.precision=bf16",
+        )
+    if tf32:
+        yield Problem(
+            id="trainer.tf32",
+            message="`trainer.tf32` must be false where there is no GPU, but is true.",
+            key="trainer.tf32",
+            fix="trainer.tf32=false",
+        )
+
+
 def use_tf32(wanted: bool) -> None:
     """Let float32 matrices be multiplied in TF32, or not, in this process.
 
     Raises:
         UserError: If it is wanted and there is no GPU.
     """
-    if wanted and default_device().type == "cpu":
-        raise UserError(
-            Problem(
-                id="trainer.tf32",
-                message="`trainer.tf32` must be false where there is no GPU, but is true.",
-                key="trainer.tf32",
-                fix="trainer.tf32=false",
-            )
-        )
+    if problems := list(_unfit(precision="float32", tf32=wanted)):
+        raise UserError(problems)
     torch.set_float32_matmul_precision("high" if wanted else "highest")
 
 
@@ -100,17 +126,8 @@ class Runtime:
         timeout: float = TIMEOUT,
         shard_base: bool = False,
     ) -> None:
-        if precision == "fp16" and default_device().type == "cpu":
-            raise UserError(
-                Problem(
-                    id="trainer.precision",
-                    message="`trainer.precision` must suit the device, but fp16 needs a GPU and "
-                    "this run is on the CPU.",
-                    key="trainer.precision",
-                    allowed="float32, bf16",
-                    fix="trainer.precision=bf16",
-                )
-            )
+        if problems := list(_unfit(precision=precision, tf32=False)):
+            raise UserError(problems)
         _refuse_others()
         self.sharding = sharding_of_accelerate() or (Sharding() if shard_base else None)
         self.group = join_group(timeout)

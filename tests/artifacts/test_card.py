@@ -145,3 +145,10 @@ def test_no_path_of_the_machine() -> None:
 )
 def test_public_name(name: str, public: str) -> None:
     assert public_name(name) == public
+
+
+def test_what_peft_would_pass_over_is_said() -> None:
+    card = dataclasses.replace(CARD, loads_in_peft=False, ignored_by_peft=True)
+    assert "Not with peft" in html_of(parts(model_card(card))[1])
+    for other in (CARD, dataclasses.replace(CARD, loads_in_peft=False)):
+        assert "Not with peft" not in model_card(other)

@@ -1,12 +1,15 @@
 """The lock on a run directory, between processes."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lora_cli.artifacts import lock
 from lora_cli.artifacts.lock import check_free, locked
 from lora_cli.errors import UserError
 
@@ -68,3 +71,23 @@ def test_a_holder_that_has_not_said_its_name_is_waited_for(tmp_path: Path, text:
     with locked(tmp_path):
         assert f"process {os.getpid()} on " in lock.read_text()
     timer.join()
+
+
+def test_a_folder_that_was_removed_meanwhile_is_locked_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock that was waited for is then of a file that is there no more."""
+    path, take, taken = tmp_path / "a", lock._take, []
+
+    def late(descriptor: int, *rest: Any) -> None:
+        take(descriptor, *rest)
+        if not taken:
+            shutil.rmtree(path)
+        taken.append(descriptor)
+
+    monkeypatch.setattr(lock, "_take", late)
+    with locked(path):
+        assert len(taken) == 2
+        assert f"process {os.getpid()} on " in (path / ".lock").read_text()
+        with pytest.raises(UserError, match="in use by process"):
+            check_free(path)

@@ -209,3 +209,13 @@ def test_quiet_shows_results_only(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.output("line")
     terminal.result({"x": 1})
     assert capsys.readouterr() == ('line\n{"x": 1}\n', "")
+
+
+def test_a_table_in_a_pipe_is_not_padded(capsys: pytest.CaptureFixture[str]) -> None:
+    for is_result in (True, False):
+        make().table("t", ["run", "reason"], [["a", ""], ["b", "why"]], is_result=is_result)
+    for text in capsys.readouterr():
+        lines = text.splitlines()
+        assert lines[0] == "t"
+        assert any(line.split() == ["b", "why"] for line in lines)
+        assert [line for line in lines if line != line.rstrip()] == []

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,54 @@ def rows(tmp_path: Path, tiny_run: Any) -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@dataclass(frozen=True)
+class FamilyRun:
+    """A finished run of a task family, with the arguments that made it and what it said."""
+
+    name: str
+    path: Path
+    base: Path
+    data: Path
+    settings: tuple[str, ...]
+    said: Any
+
+    @property
+    def result(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.path / "result.json").read_text())
+        return found
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        text = (self.path / "predictions" / name).read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture(scope="session")
+def train_family(
+    run_cli: Any, tiny_model_dir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., FamilyRun]:
+    """Function: write files of rows, train a family on them, and return the run."""
+
+    def train(name: str, files: Mapping[str, str], *settings: str) -> FamilyRun:
+        cwd = tmp_path_factory.mktemp(name)
+        data = cwd / "rows"
+        data.mkdir()
+        for file, text in files.items():
+            (data / file).write_text(text)
+        whole = (
+            f"model.path={tiny_model_dir()}",
+            f"task={name}",
+            f"task.data.path={data}",
+            "optimizer.lr=0.02",
+            "lora.targets=[query,value]",
+            "trainer.global_batch_size=16",
+        )
+        replaced = {setting.partition("=")[0] for setting in settings}
+        kept = [setting for setting in whole if setting.partition("=")[0] not in replaced]
+        whole = (*kept, *settings)
+        finished = run_cli("train", *whole, "run.name=a", cwd=cwd)
+        assert finished.code == 0, finished.err
+        return FamilyRun(name, cwd / "runs" / "a", tiny_model_dir(), data, whole, finished)
+
+    return train

@@ -1,7 +1,9 @@
 """Runs that diverge or run out of memory, through the command line."""
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_cli.commands.failing import add_what_is_saved
+from lora_cli.commands.failing import add_what_is_saved, refusal_cleared
 from lora_cli.errors import Problem, RunFailedError
 from lora_cli.tasks.contract import StepOutput
 from lora_cli.tasks.text_classification import TextClassificationTask
@@ -114,3 +116,51 @@ def test_other_errors_are_left_alone(tmp_path: Path) -> None:
     bare = RunFailedError(Problem(id="train.not-finite", message="x", fix="y"))
     add_what_is_saved(bare, tmp_path)
     assert bare.problems[0].fix == "y; nothing was saved yet"
+
+
+def refused(path: Path, *, had_folder: bool = False, is_resumed: bool = False, **more: Any) -> None:
+    """Begin a run that is refused, with what it has written so far."""
+    (path / more.get("holds", ".")).mkdir(parents=True, exist_ok=True)
+    for name in (".lock", "config.yaml", "metrics.jsonl"):
+        (path / name).write_text("x")
+    clearing = refusal_cleared(path, is_resumed=is_resumed, had_folder=had_folder)
+    error = RunFailedError(Problem(id=more.get("id", "io.no-room"), message="x"))
+    with pytest.raises(RunFailedError), clearing:
+        raise error
+
+
+def test_a_refused_start_leaves_nothing(tmp_path: Path) -> None:
+    refused(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    refused(tmp_path / "b", had_folder=True)
+    assert list((tmp_path / "b").iterdir()) == []
+    refused(tmp_path / "c", holds="notes")
+    # The lock says that what a stranger has put there does not hinder the next start.
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == [".lock", "notes"]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"is_resumed": True},
+        {"id": "train.not-finite"},
+        {"holds": "adapter"},
+        {"holds": "checkpoints/step-00000001"},
+    ],
+)
+def test_what_may_be_of_value_stays(tmp_path: Path, kept: dict[str, Any]) -> None:
+    refused(tmp_path / "a", **kept)
+    assert {"config.yaml", "metrics.jsonl"} <= {path.name for path in (tmp_path / "a").iterdir()}
+
+
+def test_no_room_leaves_no_run_directory(
+    tiny_run: Any, tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    failed = run_cli(*settings_of(tiny_run, "full"), cwd=tmp_path)
+    assert failed.code == 74
+    assert "error[io.no-room]" in failed.err
+    assert list((tmp_path / "runs").iterdir()) == []

@@ -57,57 +57,18 @@ CASES = {
 }
 
 
-@dataclass(frozen=True)
-class FamilyRun:
-    """A finished run of a family, with the arguments that made it."""
-
-    name: str
-    path: Path
-    base: Path
-    data: Path
-    settings: tuple[str, ...]
-
-    @property
-    def result(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.path / "result.json").read_text())
-        return found
-
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        text = (self.path / "predictions" / name).read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
-
-
 @pytest.fixture(scope="module", params=CASES)
-def family_run(
-    request: pytest.FixtureRequest,
-    run_cli: Any,
-    tiny_model_dir: Callable[..., Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> FamilyRun:
-    name = request.param
-    cwd, draw = tmp_path_factory.mktemp(name), random.Random(5)
-    data = cwd / "rows"
-    data.mkdir()
+def family_run(request: pytest.FixtureRequest, train_family: Callable[..., Any]) -> Any:
+    name, draw = request.param, random.Random(5)
+    files = {}
     for split, count in (("train", 96), ("validation", 24), ("test", 24)):
         lines = [json.dumps(CASES[name].row(draw)) + "\n" for _ in range(count)]
-        (data / f"{split}.jsonl").write_text("".join(lines))
-    settings = (
-        f"model.path={tiny_model_dir()}",
-        f"task={name}",
-        f"task.data.path={data}",
-        "task.max_length=32",
-        "lora.targets=[query,value]",
-        "optimizer.lr=0.02",
-        "trainer.epochs=6",
-        "trainer.global_batch_size=16",
-        *CASES[name].settings,
-    )
-    finished = run_cli("train", *settings, "run.name=a", "--quiet", cwd=cwd)
-    assert finished.code == 0, finished.err
-    return FamilyRun(name, cwd / "runs" / "a", tiny_model_dir(), data, settings)
+        files[f"{split}.jsonl"] = "".join(lines)
+    settings = ("task.max_length=32", "trainer.epochs=6", *CASES[name].settings)
+    return train_family(name, files, *settings)
 
 
-def test_training_lowers_the_loss_and_says_what_it_measured(family_run: FamilyRun) -> None:
+def test_training_lowers_the_loss_and_says_what_it_measured(family_run: Any) -> None:
     result = family_run.result
     assert set(result["adapter"]) == CASES[family_run.name].metrics | {"loss"}
     assert result["adapter"]["loss"] < 0.8 * result["base"]["loss"]
@@ -117,7 +78,7 @@ def test_training_lowers_the_loss_and_says_what_it_measured(family_run: FamilyRu
     assert FAMILIES[family_run.name].auto_class in card
 
 
-def test_all_forms_say_the_same(family_run: FamilyRun, run_cli: Any, tmp_path: Path) -> None:
+def test_all_forms_say_the_same(family_run: Any, run_cli: Any, tmp_path: Path) -> None:
     merged, exported = tmp_path / "merged", tmp_path / "model.onnx"
     for command, output in (("merge", merged), ("export", exported)):
         done = run_cli(command, family_run.path, f"output={output}", "--json", cwd=tmp_path)
@@ -134,7 +95,7 @@ def test_all_forms_say_the_same(family_run: FamilyRun, run_cli: Any, tmp_path: P
     assert config.architectures[0].endswith(FAMILIES[family_run.name].auto_class[12:])
 
 
-def test_rows_are_predicted_as_in_eval(family_run: FamilyRun, run_cli: Any, tmp_path: Path) -> None:
+def test_rows_are_predicted_as_in_eval(family_run: Any, run_cli: Any, tmp_path: Path) -> None:
     assert run_cli("eval", family_run.path, "--quiet", cwd=tmp_path).code == 0
     done = run_cli(
         "predict", family_run.path, f"input={family_run.data / 'test.jsonl'}", cwd=tmp_path
@@ -158,7 +119,7 @@ def approximately(value: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-def test_peft_says_the_same(family_run: FamilyRun, tmp_path: Path, run_cli: Any) -> None:
+def test_peft_says_the_same(family_run: Any, tmp_path: Path, run_cli: Any) -> None:
     """The adapter folder in peft, and the merged one in transformers, on the same inputs."""
     family = FAMILIES[family_run.name]
     record = json.loads((family_run.path / "adapter" / "lora_cli.json").read_text())
@@ -176,7 +137,7 @@ def test_peft_says_the_same(family_run: FamilyRun, tmp_path: Path, run_cli: Any)
     torch.testing.assert_close(first.logits, second.logits, atol=1e-5, rtol=1e-4)
 
 
-def test_an_adapter_is_trained_on(family_run: FamilyRun, run_cli: Any, tmp_path: Path) -> None:
+def test_an_adapter_is_trained_on(family_run: Any, run_cli: Any, tmp_path: Path) -> None:
     kept = [s for s in family_run.settings if not s.startswith(("lora.", "trainer."))]
     more = ("trainer.max_steps=1", f"adapter={family_run.path}", "run.dir=again", "--quiet")
     done = run_cli("train", *kept, *more, cwd=tmp_path)
@@ -186,7 +147,7 @@ def test_an_adapter_is_trained_on(family_run: FamilyRun, run_cli: Any, tmp_path:
 
 
 def test_columns_of_other_families_are_refused(
-    family_run: FamilyRun, run_cli: Any, tmp_path: Path
+    family_run: Any, run_cli: Any, tmp_path: Path
 ) -> None:
     other = "text" if family_run.name == "token_classification" else "tokens"
     setting = f"task.data.{other}_column=x"

@@ -6,7 +6,6 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -30,35 +29,15 @@ def text(draw: random.Random) -> str:
 
 
 @pytest.fixture(scope="module")
-def run(
-    run_cli: Any, tiny_model_dir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Any:
+def run(train_family: Callable[..., Any]) -> Any:
     """A run on plain .txt files, on a base without a head."""
-    cwd, draw = tmp_path_factory.mktemp("masked"), random.Random(3)
-    data = cwd / "texts"
-    data.mkdir()
+    draw, files = random.Random(3), {}
     for split, count in (("train", 160), ("test", 24)):
         lines = [text(draw) + "\n" for _ in range(count)]
         lines[3:3] = ["\n", "   \n"]
-        (data / f"{split}.txt").write_text("".join(lines))
-    settings = (
-        f"model.path={tiny_model_dir()}",
-        "task=masked_language_modeling",
-        f"task.data.path={data}",
-        "task.max_length=16",
-        "lora.targets=[query,value]",
-        "optimizer.lr=0.02",
-        "trainer.epochs=10",
-        "trainer.global_batch_size=16",
-        "trainer.eval_steps=50",
-    )
-    finished = run_cli("train", *settings, "run.name=a", cwd=cwd)
-    assert finished.code == 0, finished.err
-    path = cwd / "runs" / "a"
-    result = json.loads((path / "result.json").read_text())
-    return SimpleNamespace(
-        path=path, data=data, base=tiny_model_dir(), settings=settings, result=result, said=finished
-    )
+        files[f"{split}.txt"] = "".join(lines)
+    settings = ("task.max_length=16", "trainer.epochs=10", "trainer.eval_steps=50")
+    return train_family("masked_language_modeling", files, *settings)
 
 
 def test_training_learns_and_leaves_the_embeddings_alone(run: Any) -> None:

@@ -4,7 +4,6 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -31,34 +30,13 @@ def line(draw: random.Random) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def run(
-    run_cli: Any, tiny_model_dir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Any:
-    cwd, draw = tmp_path_factory.mktemp("choices"), random.Random(5)
-    data = cwd / "rows"
-    data.mkdir()
+def run(train_family: Callable[..., Any]) -> Any:
+    draw, files = random.Random(5), {}
     for split, count in (("train", 96), ("validation", 24), ("test", 24)):
-        text = "".join(json.dumps(line(draw)) + "\n" for _ in range(count))
-        (data / f"{split}.jsonl").write_text(text)
-    settings = (
-        f"model.path={tiny_model_dir()}",
-        "task=multiple_choice",
-        f"task.data.path={data}",
-        "task.max_length=32",
-        "lora.targets=[query,value]",
-        "optimizer.lr=0.02",
-        "trainer.epochs=4",
-        # With the default seed the random head knows the good words.
-        "seed=2",
-        "trainer.global_batch_size=16",
-    )
-    finished = run_cli("train", *settings, "run.name=a", cwd=cwd)
-    assert finished.code == 0, finished.err
-    path = cwd / "runs" / "a"
-    result = json.loads((path / "result.json").read_text())
-    return SimpleNamespace(
-        path=path, data=data, base=tiny_model_dir(), settings=settings, result=result, said=finished
-    )
+        files[f"{split}.jsonl"] = "".join(json.dumps(line(draw)) + "\n" for _ in range(count))
+    # With the default seed the random head knows the good words.
+    settings = ("task.max_length=32", "trainer.epochs=4", "seed=2")
+    return train_family("multiple_choice", files, *settings)
 
 
 def test_training_learns_and_says_how_the_rows_were_read(run: Any) -> None:

@@ -3,7 +3,6 @@
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,47 +29,25 @@ def make_row(draw: random.Random, number: int) -> dict[str, Any]:
     return {"id": f"q{number}", "context": context, "question": "see good", "answers": found}
 
 
-@dataclass(frozen=True)
-class QaRun:
-    path: Path
-    base: Path
-    data: Path
-    settings: tuple[str, ...]
-
-    @property
-    def result(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.path / "result.json").read_text())
-        return found
-
-
 @pytest.fixture(scope="module")
-def qa_run(
-    run_cli: Any, tiny_model_dir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> QaRun:
-    cwd, draw = tmp_path_factory.mktemp("qa"), random.Random(5)
-    data = cwd / "rows"
-    data.mkdir()
+def qa_run(train_family: Callable[..., Any]) -> Any:
+    draw, files = random.Random(5), {}
     for split, count in (("train", 96), ("validation", 24), ("test", 24)):
         rows = [make_row(draw, number) for number in range(count)]
-        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = (
-        f"model.path={tiny_model_dir()}",
-        "task=question_answering",
-        f"task.data.path={data}",
+        files[f"{split}.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows)
+    return train_family(
+        "question_answering",
+        files,
         "task.max_length=32",
         "task.n_best=3",
         "lora.targets=all-linear",
         "lora.r=8",
         "optimizer.lr=0.01",
         "trainer.max_steps=24",
-        "trainer.global_batch_size=16",
     )
-    finished = run_cli("train", *settings, "run.name=a", "--quiet", cwd=cwd)
-    assert finished.code == 0, finished.err
-    return QaRun(cwd / "runs" / "a", tiny_model_dir(), data, settings)
 
 
-def test_it_learns_and_says_what_a_threshold_would_do(qa_run: QaRun) -> None:
+def test_it_learns_and_says_what_a_threshold_would_do(qa_run: Any) -> None:
     result = qa_run.result
     assert set(result["adapter"]) == {
         *("exact_match", "f1", "has_answer_exact_match", "has_answer_f1", "no_answer_accuracy"),
@@ -83,7 +60,7 @@ def test_it_learns_and_says_what_a_threshold_would_do(qa_run: QaRun) -> None:
     assert "AutoModelForQuestionAnswering" in card
 
 
-def test_all_forms_say_the_same(qa_run: QaRun, run_cli: Any, tmp_path: Path) -> None:
+def test_all_forms_say_the_same(qa_run: Any, run_cli: Any, tmp_path: Path) -> None:
     merged, exported = tmp_path / "merged", tmp_path / "model.onnx"
     for command, output in (("merge", merged), ("export", exported)):
         done = run_cli(command, qa_run.path, f"output={output}", "--json", cwd=tmp_path)
@@ -102,7 +79,7 @@ def test_all_forms_say_the_same(qa_run: QaRun, run_cli: Any, tmp_path: Path) -> 
     assert [output.name for output in session.get_outputs()] == ["start_logits", "end_logits"]
 
 
-def test_answers_are_parts_of_the_context(qa_run: QaRun, run_cli: Any, tmp_path: Path) -> None:
+def test_answers_are_parts_of_the_context(qa_run: Any, run_cli: Any, tmp_path: Path) -> None:
     text = (qa_run.data / "test.jsonl").read_text()
     rows = [json.loads(line) for line in text.splitlines()]
     stdin = "".join(json.dumps({**row, "answers": None}) + "\n" for row in rows).encode()
@@ -128,7 +105,7 @@ def test_answers_are_parts_of_the_context(qa_run: QaRun, run_cli: Any, tmp_path:
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-def test_peft_says_the_same(qa_run: QaRun, tmp_path: Path, run_cli: Any) -> None:
+def test_peft_says_the_same(qa_run: Any, tmp_path: Path, run_cli: Any) -> None:
     auto = transformers.AutoModelForQuestionAnswering
     base = auto.from_pretrained(qa_run.base)
     loaded = peft.PeftModel.from_pretrained(base, qa_run.path / "adapter").eval()
@@ -145,7 +122,7 @@ def test_peft_says_the_same(qa_run: QaRun, tmp_path: Path, run_cli: Any) -> None
         torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=1e-4)
 
 
-def test_an_adapter_is_trained_on(qa_run: QaRun, run_cli: Any, tmp_path: Path) -> None:
+def test_an_adapter_is_trained_on(qa_run: Any, run_cli: Any, tmp_path: Path) -> None:
     kept = [s for s in qa_run.settings if not s.startswith(("lora.", "trainer."))]
     more = ("trainer.max_steps=1", f"adapter={qa_run.path}", "run.dir=again", "--quiet")
     done = run_cli("train", *kept, *more, cwd=tmp_path)
@@ -154,12 +131,13 @@ def test_an_adapter_is_trained_on(qa_run: QaRun, run_cli: Any, tmp_path: Path) -
     assert result["start"] == pytest.approx(qa_run.result["adapter"], abs=1e-5)
 
 
-def test_a_prefix_is_not_said_to_load_in_peft(qa_run: QaRun, run_cli: Any, tmp_path: Path) -> None:
+def test_a_prefix_is_not_said_to_load_in_peft(qa_run: Any, run_cli: Any, tmp_path: Path) -> None:
     kept = [s for s in qa_run.settings if not s.startswith(("lora.", "trainer."))]
     more = ("strategy=prefix", "trainer.max_steps=1", "run.dir=p", "--quiet")
     assert run_cli("train", *kept, *more, cwd=tmp_path).code == 0
     card = (tmp_path / "p" / "adapter" / "README.md").read_text(encoding="utf-8")
     assert "PeftModel" not in card
+    assert "answer as if there were no prefix" in card
     done = run_cli("export", "p", "format=peft", cwd=tmp_path)
     assert done.code == 2
     assert "error[export.not-peft]" in done.err
@@ -175,7 +153,7 @@ def test_a_prefix_is_not_said_to_load_in_peft(qa_run: QaRun, run_cli: Any, tmp_p
     ],
 )
 def test_what_cannot_be_is_refused(
-    qa_run: QaRun, run_cli: Any, tmp_path: Path, setting: str, id_: str
+    qa_run: Any, run_cli: Any, tmp_path: Path, setting: str, id_: str
 ) -> None:
     kept = [s for s in qa_run.settings if s.partition("=")[0] != setting.partition("=")[0]]
     done = run_cli("train", *kept, setting, "run.dir=b", cwd=tmp_path)

@@ -4,7 +4,6 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,38 +33,22 @@ def user_rows(draw: random.Random, user: str) -> list[dict[str, Any]]:
     return rows
 
 
+def jsonl(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text(jsonl(rows))
 
 
 @pytest.fixture(scope="module")
-def run(
-    run_cli: Any, tiny_model_dir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Any:
-    cwd, draw = tmp_path_factory.mktemp("ranking"), random.Random(5)
-    data = cwd / "rows"
-    data.mkdir()
+def run(train_family: Callable[..., Any]) -> Any:
+    draw, files = random.Random(5), {}
     for split, count in (("train", 24), ("validation", 6), ("test", 6)):
         users = [user_rows(draw, f"{split} {number}") for number in range(count)]
-        write(data / f"{split}.jsonl", [row for rows in users for row in rows])
-    settings = (
-        f"model.path={tiny_model_dir()}",
-        "task=ranking",
-        f"task.data.path={data}",
-        "task.max_length=32",
-        "task.k=2",
-        "lora.targets=[query,value]",
-        "optimizer.lr=0.02",
-        "trainer.epochs=4",
-        "trainer.global_batch_size=16",
-    )
-    finished = run_cli("train", *settings, "run.name=a", cwd=cwd)
-    assert finished.code == 0, finished.err
-    path = cwd / "runs" / "a"
-    result = json.loads((path / "result.json").read_text())
-    return SimpleNamespace(
-        path=path, data=data, base=tiny_model_dir(), settings=settings, result=result, said=finished
-    )
+        files[f"{split}.jsonl"] = jsonl([row for rows in users for row in rows])
+    settings = ("task.max_length=32", "task.k=2", "trainer.epochs=4")
+    return train_family("ranking", files, *settings)
 
 
 def predict(run_cli: Any, run: Any, cwd: Path, rows: list[dict[str, Any]]) -> Any:

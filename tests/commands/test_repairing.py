@@ -201,3 +201,45 @@ def test_the_best_step_has_a_checkpoint_whatever_the_steps_that_are_saved(
     resumed = run_cli("train", run / "recipe.yaml", f"run.dir={run}", "--resume", cwd=tmp_path)
     assert resumed.code == 0, resumed.err
     assert f"written again from the checkpoint of step {best}" in resumed.err
+
+
+def test_before_the_first_evaluation_an_adapter_of_abandoned_steps_is_removed(
+    tiny_run: Any, run_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [s for s in tiny_run.settings if not s.startswith("trainer.eval_steps")]
+    run = tmp_path / "a"
+    more = ("trainer.eval_steps=3", "trainer.keep_checkpoints=9", f"run.dir={run}", "--quiet")
+    assert run_cli("train", *settings, *more, cwd=tmp_path).code == 0
+    expected = (run / WEIGHTS).read_bytes()
+    second = run / "checkpoints" / "step-00000002"
+    assert json.loads((second / "progress.json").read_bytes())["best_step"] is None
+    seen: list[bool] = []
+    train = Trainer.run
+
+    def watched(self: Trainer) -> Any:
+        seen.append((run / "adapter").exists())
+        return train(self)
+
+    monkeypatch.setattr(Trainer, "run", watched)
+    (run / "result.json").unlink()
+    again = run_cli("train", run / "recipe.yaml", f"trainer.resume={second}", cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert seen == [False]
+    assert (run / WEIGHTS).read_bytes() == expected
+
+
+def test_an_adapter_of_abandoned_steps_without_the_best_checkpoint_is_told(
+    run: Path, tiny_run: Any, run_cli: Any, tmp_path: Path
+) -> None:
+    settings = [s for s in tiny_run.settings if not s.startswith("optimizer.lr")]
+    other = ("optimizer.lr=0.02", f"run.dir={tmp_path / 'b'}", "--quiet")
+    assert run_cli("train", *settings, *other, cwd=tmp_path).code == 0
+    shutil.rmtree(run / "adapter")
+    shutil.copytree(tmp_path / "b" / "adapter", run / "adapter")
+    shutil.rmtree(run / "checkpoints" / "step-00000002")
+    resumed = resume(run, run_cli)
+    assert resumed.code == 0, resumed.err
+    (line,) = [x for x in resumed.err.splitlines() if "is in no checkpoint any more" in x]
+    assert line.startswith("warning: the best adapter, of step 2, ")
+    assert "the next evaluation counts as the best until a better one" in line
+    assert json.loads((run / "result.json").read_bytes())["best_step"] == 4

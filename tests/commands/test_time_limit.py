@@ -76,7 +76,7 @@ def test_a_limit_that_leaves_no_time_for_a_step_is_an_error(
     assert (
         "error[trainer.max-time]: `trainer.max_time` must leave time for a first step" in done.err
     )
-    assert not (tmp_path / "a" / "checkpoints").exists()
+    assert not (tmp_path / "a").exists()
 
 
 def test_what_is_no_length_of_time_is_refused(run_cli: Any, tmp_path: Path) -> None:

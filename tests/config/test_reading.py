@@ -176,3 +176,18 @@ def test_an_option_of_ones_own_is_written_out_as_far_as_it_is_read(
     again.write_text(recipe_text(first))
     (repeated,) = compose_all("train", str(again))
     assert repeated.config == first.config
+
+
+def test_what_is_not_read_is_told_beside_a_name_that_does_not_exist(problems_of: Any) -> None:
+    checkpointing = "trainer.gradient_checkpointing=true"
+    found = problems_of(*NAMED, "strategy=head", checkpointing, "optimizer=lion", "optimizer.eps=1")
+    assert [(problem.id, problem.key) for problem in found] == [
+        ("config.unknown-key", "optimizer.eps"),
+        ("config.not-read", "trainer.gradient_checkpointing"),
+    ]
+
+
+@pytest.mark.parametrize("wrong", ["lora.inti=pissa", "loar=pissa"])
+def test_a_choice_that_was_misspelled_is_the_only_mistake(problems_of: Any, wrong: str) -> None:
+    found = problems_of(*NAMED, wrong, "lora.pissa_niter=4")
+    assert [problem.key for problem in found] == [wrong.partition("=")[0]]

@@ -17,6 +17,7 @@ from lora_cli.config.schema import (
     show,
     to_plain,
 )
+from lora_cli.config.tasks import TextRegressionConfig, TokenClassificationConfig
 
 
 def test_keys_carry_what_help_shows() -> None:
@@ -94,7 +95,8 @@ def test_plain_values_share_nothing_with_the_config() -> None:
 def test_lists_are_known() -> None:
     keys = all_keys("merge") | all_keys("train")
     assert {name for name, key in keys.items() if key.is_list and key.is_text} == {
-        *("adapters", "lora.trainable_tokens", "task.data.choice_columns")
+        *("adapters", "lora.trainable_tokens", "task.data.choice_columns"),
+        "task.data.label_columns",
     }
     assert {"lora.layers", "task.data.label_names", "weights"} <= {
         name for name, key in keys.items() if key.is_list
@@ -117,3 +119,11 @@ def test_the_folders_that_travel_with_the_program_exist() -> None:
 
 def test_docs_are_read_from_the_source() -> None:
     assert field_docs(SgdConfig)["momentum"] == "Share of the last update that is kept."
+
+
+def test_docs_of_a_base_hold_where_a_class_has_no_others() -> None:
+    plain, own = field_docs(TextRegressionConfig), field_docs(TokenClassificationConfig)
+    assert plain["family"] == own["family"] != ""
+    assert plain["max_length"].endswith("the number cut is reported.")
+    assert own["max_length"].endswith("count as tagged O.")
+    assert "threshold" not in plain

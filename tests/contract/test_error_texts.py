@@ -70,6 +70,10 @@ CASES = {
     "label unseen in train": f"{TRAIN} task.data.path=unseen",
     "null text": f"{TRAIN} task.data.path=nulls.jsonl",
     "broken row": f"{TRAIN} task.data.path=broken.jsonl",
+    "label columns that are no flags": "train model.path=MODEL task=multi_label_classification"
+    " task.data.path=flags.csv task.data.label_columns=[rude,toxic]",
+    "words a line that do not fit": "train model.path=MODEL task=token_classification"
+    " task.data.path=words.conll",
     "not a split": f"{TOY} task.data.validation_split=dev",
     "split used twice": f"{TOY} task.data.validation_split=test",
     "no data file of so long a name": f"{TRAIN} task.data.path={'x' * 300}.csv",
@@ -163,6 +167,8 @@ def write_data(folder: Path) -> None:
         "nulls.jsonl": '{"text": null, "label": "x"}\n'
         + "".join(f'{{"text": "text {n}", "label": "{"xy"[n % 2]}"}}\n' for n in range(19)),
         "broken.jsonl": '{"text": "a", "label": "x"}\n{"text": "b" "label": "y"}\n',
+        "flags.csv": "text,rude,toxic\na,1,0\nb,yes,0\nc,0,\n",
+        "words.conll": "New B-LOC\nYork I-LOC\n\nyes O\nno\n",
         "unseen/train.csv": "text,label\n" + "".join(f"text {n},{'xy'[n % 2]}\n" for n in range(9)),
         "unseen/validation.csv": "text,label\nother,x\nanother,z\n",
         "broken.yaml": "lora: {r: 4\nseed: 1\n",

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lora_cli.data.files import iter_rows, read_file, resolve_layout, with_own_ids
+from lora_cli.data.files import WORD_LAYOUTS, iter_rows, read_file, resolve_layout, with_own_ids
 from lora_cli.data.types import Row
 from lora_cli.errors import UserError
 
@@ -255,3 +255,41 @@ def test_100k_rows_take_about_a_second(tmp_path):
     start = time.process_time()
     assert len(read_file(path)) == 100_000
     assert time.process_time() - start < 3
+
+
+def words_of(path, text):
+    path.write_text(text)
+    return [dict(row.values) for row in read_file(path, layouts=WORD_LAYOUTS)]
+
+
+@pytest.mark.parametrize("name", ["d.conll", "d.txt", "d.tsv", "d.TXT"])
+def test_words_a_line_are_read_by_any_usual_ending(tmp_path, name):
+    rows = words_of(tmp_path / name, "New\tB-LOC\nYork\tI-LOC\n\nyes\tO\n")
+    assert rows == [
+        {"tokens": ["New", "York"], "tags": ["B-LOC", "I-LOC"]},
+        {"tokens": ["yes"], "tags": ["O"]},
+    ]
+
+
+@pytest.mark.parametrize("gap", ["", "\n"])
+def test_a_tsv_table_of_words_stays_one(tmp_path, gap):
+    rows = words_of(tmp_path / "d.tsv", f"tokens\ttags\nNew York\tB I\n{gap}yes\tO\n")
+    assert rows == [{"tokens": "New York", "tags": "B I"}, {"tokens": "yes", "tags": "O"}]
+
+
+def test_other_families_do_not_read_words_a_line(tmp_path):
+    problem = problem_of(tmp_path / "d.conll", b"New O\n")
+    assert problem.id == "data.unknown-format"
+    rows = tmp_path / "d.tsv"
+    rows.write_text("text\tlabel\na\tx\n\nb\ty\n")
+    assert len(read_file(rows)) == 2
+
+
+def test_a_line_that_does_not_fit_is_named_with_its_file(tmp_path):
+    path = tmp_path / "d.conll"
+    path.write_text("a O\n\nb O\nc\n")
+    with pytest.raises(UserError) as caught:
+        read_file(path, name="d.conll", layouts=WORD_LAYOUTS)
+    (problem,) = caught.value.problems
+    assert problem.where == "d.conll row 3"
+    assert "(line 4)" in problem.message

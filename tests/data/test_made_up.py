@@ -54,3 +54,11 @@ def test_rows_have_the_columns_of_the_settings(family: str) -> None:
     config = replace(config, data=replace(config.data, **columns))
     for row in FAMILIES[family].made_up_rows(config, 3):
         assert any(name.startswith("my ") for name in row)
+
+
+def test_labels_with_a_column_each_are_made_up_as_such() -> None:
+    config: Any = TASKS["multi_label_classification"]()
+    config = replace(config, data=replace(config.data, label_columns=("rude", "threat")))
+    rows = FAMILIES["multi_label_classification"].made_up_rows(config, 3)
+    assert [(row["rude"], row["threat"]) for row in rows] == [(1, 0), (0, 1), (0, 0)]
+    assert "label" not in rows[0]

@@ -208,3 +208,8 @@ def test_train_is_evaluated_like_any_split_where_nothing_is_trained(is_training,
         {"train": TRAIN, "test": TRAIN}, config, seed=0, is_training=is_training
     )
     assert {split: len(rows) for split, rows in limited.items()} == expected
+
+
+def test_a_cut_without_labels_does_not_claim_to_be_by_label():
+    _, notes = choose_splits({"train": TRAIN}, DataConfig(), seed=42, label_of=lambda _: None)
+    assert notes == ("validation: 10 rows cut from train (10 %, at random, seed 42)",)

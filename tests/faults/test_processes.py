@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from forked import at_places, kill_at
 from pairs import First, nothing, only, run_together
 from tally import Tally
-from together import Setup, check_after, make_setup, metrics, note_texts, signal_at, trained
+from together import Setup, check_after, metrics, note_texts, signal_at, trained
 
 # Places in each of the processes; the second one does not write.
 DEATHS = [
@@ -31,18 +31,6 @@ DEATHS = [
 ]
 CORE = [DEATHS[2], DEATHS[7]]
 TIMEOUT = 4.0
-
-
-@pytest.fixture(scope="module")
-def setup(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Setup:
-    return make_setup(tiny_run, tmp_path_factory.mktemp("processes"))
-
-
-@pytest.fixture(autouse=True)
-def _alone(setup: Setup) -> None:
-    """Start each test without what another one has left."""
-    shutil.rmtree(setup.folder / "a", ignore_errors=True)
-    (setup.folder / "ids.jsonl").unlink(missing_ok=True)
 
 
 def disturb(setup: Setup, deaths: list[tuple[int, Any]], tally: Tally) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -14,22 +13,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from forked import kill_at
 from pairs import First, nothing, only, run_together
 from tally import Tally
-from together import Setup, check_after, make_setup, metrics, note_texts, signal_at, trained
+from together import Setup, check_after, metrics, note_texts, signal_at, trained
 
 SHARDED = "distributed.shard_base=true"
 BOTH: list[First] = [nothing, nothing]
 TIMEOUT = 4.0
-
-
-@pytest.fixture(scope="module")
-def setup(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Setup:
-    return make_setup(tiny_run, tmp_path_factory.mktemp("sharded-processes"))
-
-
-@pytest.fixture(autouse=True)
-def _alone(setup: Setup) -> None:
-    """Start each test without what another one has left."""
-    shutil.rmtree(setup.folder / "a", ignore_errors=True)
 
 
 def results(run: Path) -> dict[str, Any]:

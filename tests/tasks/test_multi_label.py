@@ -113,3 +113,76 @@ def test_the_model_has_an_output_for_each_label() -> None:
     options = FAMILY.model_options(STATE)
     assert options["problem_type"] == "multi_label_classification"
     assert options["id2label"] == {0: "anger", 1: "joy", 2: "love"}
+
+
+def write_csv(path: Path, *rows: str, header: str = "text,toxic,insult,threat") -> Path:
+    path.write_text("\n".join((header, *rows)) + "\n")
+    return path
+
+
+def columns_config(path: Path, **data: Any) -> MultiLabelClassificationConfig:
+    return MultiLabelClassificationConfig(data=DataConfig(path=str(path), **data))
+
+
+COLUMNS = ("toxic", "insult", "threat")
+
+
+def test_columns_of_flags_are_labels(tmp_path: Path, tokenizer: Any) -> None:
+    path = write_csv(tmp_path / "d.csv", "a,1,0,0", "b,0,0,0", "c,1,1,0", "d,1,1,1", "e,0,1,0")
+    splits = FAMILY.load(columns_config(path, label_columns=COLUMNS), seed=0)
+    assert splits.state["labels"] == list(COLUMNS)
+    task = FAMILY.build(columns_config(path), splits.state, tokenizer)
+    rows = [row for part in splits.rows.values() for row in part]
+    flags = {row.values["text"]: task.encode(row)["labels"] for row in rows}
+    assert flags == {
+        "a": [1.0, 0.0, 0.0],
+        "b": [0.0, 0.0, 0.0],
+        "c": [1.0, 1.0, 0.0],
+        "d": [1.0, 1.0, 1.0],
+        "e": [0.0, 1.0, 0.0],
+    }
+    counts = [FAMILY.count_labels(rows, splits.state)[name] for name in COLUMNS]
+    assert counts == [3, 3, 1]
+
+
+@pytest.mark.parametrize("named", [(), ("threat", "toxic", "insult")])
+def test_other_rows_have_the_same_columns(tmp_path: Path, named: tuple[str, ...]) -> None:
+    path = write_csv(tmp_path / "d.csv", "a,1,0,0", "b,0,1,0", "c,1,1,1")
+    state = FAMILY.load(columns_config(path, label_columns=COLUMNS), seed=0).state
+    other = write_csv(tmp_path / "o.csv", "0,x,1", "1,y,0", header="insult,text,toxic")
+    config = columns_config(other, label_columns=named or None)
+    with pytest.raises(UserError) as caught:
+        FAMILY.load_more(config, state, seed=0)
+    assert caught.value.problems[0].id == "data.missing-column"
+    write_csv(other, "0,x,1,true", "1,y,0,false", header="insult,text,toxic,threat")
+    splits, bound = FAMILY.load_more(config, state, seed=0)
+    assert list(FAMILY.count_labels(splits.rows["test"], bound).items()) == [
+        ("toxic", 1),
+        ("insult", 1),
+        ("threat", 1),
+    ]
+
+
+def test_other_rows_may_list_what_columns_held(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "d.csv", "a,1,0,0", "b,0,1,0", "c,1,1,1")
+    state = FAMILY.load(columns_config(path, label_columns=COLUMNS), seed=0).state
+    other = write_csv(tmp_path / "o.csv", "x,insult", header="text,labels")
+    splits, bound = FAMILY.load_more(columns_config(other), state, seed=0)
+    assert FAMILY.count_labels(splits.rows["test"], bound)["insult"] == 1
+
+
+def test_label_columns_are_those_of_the_adapter(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "d.csv", "a,1,0,0", "b,0,1,0", "c,1,1,1")
+    state = FAMILY.load(columns_config(path, label_columns=COLUMNS), seed=0).state
+    config = columns_config(path, label_columns=COLUMNS[:2])
+    with pytest.raises(UserError) as caught:
+        FAMILY.load_more(config, state, seed=0)
+    assert [p.id for p in caught.value.problems] == ["data.other-labels"]
+
+
+def test_labels_are_named_in_one_way(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "d.csv", "a,1,0,0")
+    config = columns_config(path, label_columns=COLUMNS, label_column="labels")
+    with pytest.raises(UserError) as caught:
+        FAMILY.load(config, seed=0)
+    assert [p.id for p in caught.value.problems] == ["data.labels-twice"]

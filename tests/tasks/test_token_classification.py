@@ -209,3 +209,23 @@ def test_bad_rows_are_named(tmp_path: Path, words: Any, tags: Any, why: str) -> 
 def test_a_tokenizer_that_does_not_tell_words_is_refused() -> None:
     with pytest.raises(UserError, match="which word each token is of"):
         FAMILY.build(TokenClassificationConfig(), STATE, SimpleNamespace(is_fast=False))
+
+
+@pytest.mark.parametrize("ending", ["conll", "txt", "tsv"])
+def test_folders_of_words_a_line(tmp_path: Path, ending: str) -> None:
+    text = "-DOCSTART- -X- O\n\nNew NNP B-LOC\nYork NNP I-LOC\n\nyes UH O\n"
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.{ending}").write_text(text)
+    (tmp_path / "notes.txt").write_text("a note of\nsome lines\n")
+    data = DataConfig(path=str(tmp_path))
+    splits = FAMILY.load(TokenClassificationConfig(data=data), seed=0)
+    assert {split: len(rows) for split, rows in splits.rows.items()} == {
+        "train": 2,
+        "validation": 2,
+        "test": 2,
+    }
+    assert splits.state["labels"] == ["B-LOC", "I-LOC", "O"]
+    other = TokenClassificationConfig(
+        data=DataConfig(path=str(tmp_path), tags_column="2"), metric="accuracy"
+    )
+    assert FAMILY.load(other, seed=0).state["labels"] == ["NNP", "UH"]

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from lora_cli.config.sections import TrainerConfig
 from lora_cli.errors import UserError
 from lora_cli.training.runtime import (
     Runtime,
+    check_device,
     default_device,
     device_of,
     move_to,
@@ -155,3 +157,11 @@ def test_one_process_has_nobody_to_share_the_base_with(monkeypatch: pytest.Monke
         Runtime(precision="float32")
     sharding_of_accelerate.cache_clear()
     assert Runtime(precision="float32").sharding is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may do both")
+def test_all_that_the_device_cannot_do_is_named_at_once() -> None:
+    check_device(TrainerConfig(precision="bf16"))
+    with pytest.raises(UserError) as caught:
+        check_device(TrainerConfig(precision="fp16", tf32=True))
+    assert [p.id for p in caught.value.problems] == ["trainer.precision", "trainer.tf32"]
