@@ -143,10 +143,11 @@ def _likeness(case: Case, analyzer: Any, ngrams: tuple[int, int]) -> list[Any]:
 
 
 def frequent_labels(case: Case) -> Scores:
-    """The most frequent label of train for every row."""
-    names, _, actual = _label_flags(case)
-    counts = Counter(label for labels in case.values(case.train, "label") for label in labels)
-    flags = np.array([name == counts.most_common(1)[0][0] for name in names])
+    """The labels that enough rows of train have (the threshold), or the most frequent, for all."""
+    _, known, actual = _label_flags(case)
+    shares = known.mean(axis=0)
+    threshold = case.config.task.threshold  # type: ignore[union-attr]  # of this family alone
+    flags = shares >= min(threshold, shares.max())
     return multi_label_metrics(np.tile(flags, (len(actual), 1)), actual)
 
 

@@ -1,8 +1,8 @@
 """Every family of tasks on real rows, each beside simple baselines, as a Markdown table.
 
-    python benchmarks/tasks.py                                    # what packages have data for
-    python benchmarks/tasks.py --data DATA --models MODELS        # the whole table
-    python benchmarks/tasks.py --data DATA --only sick,wnut17     # some rows; the rest as it was
+    python benchmarks/tasks.py                              # what packages have data for
+    python benchmarks/tasks.py --data DATA --models MODELS  # the whole table
+    python benchmarks/tasks.py --data DATA --only wnut17    # one row; the rest as it was
 
 DATA holds a folder for each data set, MODELS one for each model that is no package (see
 `benchmarks/task_sets.py`), and `--wheel` names recbole-1.2.1-py3-none-any.whl. A row that lacks its
@@ -44,23 +44,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--data", default="", help="folder of data sets")
     add("--models", default="", help="folder of models")
     add("--wheel", default="", help="recbole-1.2.1-py3-none-any.whl")
-    add("--only", help="names of rows with commas between them, such as sick,wnut17")
+    add("--only", help="names of rows with commas between them, such as wnut17,xquad_en")
     add("--again", action="store_true", help="run rows again whose result is known")
     add("--output", type=Path, default=Path("runs/benchmarks/results.json"), help="results")
     args = parser.parse_args(arguments)
     args.wanted = list(RUNS)
     if args.only:
-        parts = [part.strip() for part in args.only.split(",")]
-        args.wanted = [name for name in RUNS if any(matches(name, part) for part in parts)]
-        unknown = [part for part in parts if not any(matches(name, part) for name in RUNS)]
+        args.wanted = [name.strip() for name in args.only.split(",")]
+        unknown = [name for name in args.wanted if name not in RUNS]
         if unknown:
-            parser.error(f"--only must name rows, but {unknown[0]} is none of {'; '.join(RUNS)}")
+            parser.error(f"--only must name rows, but {unknown[0]} is none of {', '.join(RUNS)}")
     return args
-
-
-def matches(name: str, part: str) -> bool:
-    """Whether `part` is the name of a row, or what stands before its comma."""
-    return part in (name, name.partition(",")[0])
 
 
 def find_source(args: argparse.Namespace, item: Run) -> Path | None:
@@ -111,8 +105,7 @@ def train_arguments(args: argparse.Namespace, name: str) -> list[str]:
 
 def run_folder(args: argparse.Namespace, name: str) -> Path:
     """Return where the run of a row is kept."""
-    plain = "".join(letter if letter.isalnum() else "-" for letter in name)
-    folder: Path = args.output.parent / plain.replace("--", "-")
+    folder: Path = args.output.parent / name
     return folder
 
 

@@ -84,8 +84,11 @@ def test_labels_are_given_to_every_row_or_by_their_words(
     ]
     test = [{"text": "tea 9", "labels": ["hot", "wet"]}, {"text": "ice 9", "labels": ["cold"]}]
     rows = case("multi_label_classification", train, test)
-    # "wet" twice: one true positive, one false, two missed.
+    # "wet" alone: one true positive, one false, two missed.
     assert baselines.frequent_labels(rows)["micro_f1"] == pytest.approx(2 / 5)
+    # At a threshold that each label reaches: three true positives, three false.
+    all_given = case("multi_label_classification", train, test, threshold=0.3)
+    assert baselines.frequent_labels(all_given)["micro_f1"] == pytest.approx(6 / 9)
     assert baselines.words_by_label(rows)["exact_match"] == 1
 
 
