@@ -98,7 +98,7 @@ RUNS: dict[str, Run] = {
     ),
     "chnsenticorp_hotel": Run(
         *("chnsenticorp_hotel", "text_classification", "accuracy"),
-        (*rows(800, 300), "task.max_length=64", *steps(2e-3, 2)),
+        (*rows(800, 300), "task.max_length=96", *steps(2e-3, 3)),
         ("majority", "characters"),
         model="me5-small",
     ),
@@ -107,15 +107,16 @@ RUNS: dict[str, Run] = {
         (*rows(2000, 500), "task.max_length=64", *steps(4e-3, 2)),
         ("frequent_labels", "words_by_label"),
     ),
-    "wnut17": Run(
-        *("made/wnut17", "token_classification", "f1"),
-        (*rows(2000, 500), "task.max_length=64", *WHOLE, *steps(4e-3, 3)),
-        ("usual_tag",),
-    ),
     "wikiann_en": Run(
         *("wikiann_en", "token_classification", "f1"),
         (*rows(2000, 500), "task.max_length=64", *WHOLE, *steps(4e-3, 2)),
         ("usual_tag",),
+    ),
+    "wnut17": Run(
+        *("made/wnut17", "token_classification", "f1"),
+        (*rows(2000, 500), "task.max_length=64", *WHOLE, *steps(2e-3, 2)),
+        ("usual_tag",),
+        start="wikiann_en",
     ),
     "xquad_en": Run(
         *("xquad_en", "question_answering", "f1"),
