@@ -12,6 +12,7 @@ from lora_cli.artifacts.commit import replace_file
 from lora_cli.artifacts.export import OnnxModel
 from lora_cli.artifacts.merged import check_output, folder_bytes
 from lora_cli.artifacts.room import make_room
+from lora_cli.commands.arranging import leave_out
 from lora_cli.commands.data_report import show_without, without_repeated
 from lora_cli.commands.display import Display
 from lora_cli.commands.encoding import encode_rows
@@ -45,13 +46,13 @@ def run(composed: Composed, options: Options, display: Display) -> int:
         display.note(note)
     split = _choose_split(config.split, list(splits.rows))
     rows = splits.rows[split]
-    features = encode_rows(task, rows, split, display)
+    features = leave_out(encode_rows(task, rows, split, display), split, display)
 
     models = _models(opened, config, task, features)
     evaluations, sizes = {}, {}
     for name, load in models.items():
         model, sizes[name] = load()
-        display.note(f"evaluating {name} on {len(rows):,} rows of {split}")
+        display.note(f"evaluating {name} on {len(features):,} rows of {split}")
         evaluations[name] = _evaluate(task, model, features, config)
     metrics: dict[str, dict[str, float] | None] = {
         name: evaluation.metrics(task) for name, evaluation in evaluations.items()
@@ -69,7 +70,7 @@ def run(composed: Composed, options: Options, display: Display) -> int:
         make_room(output)
         replace_file(output, "".join(lines).encode())
     show_report(display, task.report(evaluations["adapter"].predictions))
-    show_comparison(display, split, len(rows), metrics, sizes=sizes)
+    show_comparison(display, split, len(features), metrics, sizes=sizes)
     without = without_repeated(
         task, evaluations["adapter"], splits.repeated.get(split, frozenset())
     )
@@ -79,7 +80,7 @@ def run(composed: Composed, options: Options, display: Display) -> int:
         display.note(f"predictions: {output}")
     if opened.subject.run is not None:
         display.note(f"run directory: {opened.subject.run}")
-    result = {"split": split, "rows": len(rows), **metrics, "bytes": sizes}
+    result = {"split": split, "rows": len(features), **metrics, "bytes": sizes}
     display.result(result if without is None else {**result, "without_repeated": without})
     return 0
 
@@ -154,7 +155,7 @@ def _load_merged(
 
 
 def _evaluate(
-    task: Task, model: Callable[..., Any], features: list[Features], config: EvalConfig
+    task: Task, model: Callable[..., Any], features: Sequence[Features], config: EvalConfig
 ) -> Evaluation:
     return evaluate_rows(
         task, model, features, batch_size=config.batch_size, device=device_of(model)

@@ -172,6 +172,14 @@ def lora_settings(config: LoraConfig, *, total_steps: int) -> LoraSettings:
     )
 
 
+def planned_over(settings: LoraSettings, config: TrainConfig, *, rows: int) -> LoraSettings:
+    """Return the settings for a run over so many rows as there are, now that they are encoded."""
+    if settings.adalora is None:
+        return settings
+    steps = total_steps(config.trainer, rows)
+    return replace(settings, adalora=_adalora(config.lora, steps))
+
+
 def _adalora(config: LoraConfig, total_steps: int) -> AdaLoraSettings:
     plan = config.adalora
     return AdaLoraSettings(

@@ -38,7 +38,8 @@ from lora_cli.config.strategies import (
     StrategyConfig,
     TopStrategyConfig,
 )
-from lora_cli.config.tasks import TASKS, DataConfig, TaskConfig, TextClassificationConfig
+from lora_cli.config.task_families import TASKS, TaskConfig
+from lora_cli.config.tasks import DataConfig, TextClassificationConfig
 
 # Sections that hold one of several dataclasses: the key that tells which, and its table.
 # A task family, strategy, optimizer or schedule is added here and in the module that runs it.

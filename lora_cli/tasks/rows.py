@@ -16,6 +16,7 @@ from lora_cli.data.sources import Loaded, load_rows
 from lora_cli.data.splits import choose_splits, limit_rows
 from lora_cli.data.types import Row, Splits
 from lora_cli.errors import Problem, UserError
+from lora_cli.tasks.contract import Features
 
 Columns = Mapping[str, str | None]
 
@@ -68,6 +69,10 @@ class RowFamily(ABC):
     def describe(self, state: Mapping[str, Any]) -> str:
         """Say in a few words what was learned, such as the number of labels."""
 
+    def reshape(self, loaded: Loaded) -> Loaded:
+        """Return rows as the family reads them; most read them as they are."""
+        return loaded
+
     def check_known(self, rows: Sequence[Row], state: Mapping[str, Any]) -> list[Problem]:
         """Return a problem for targets that the state does not know of."""
         del rows, state
@@ -95,6 +100,13 @@ class RowFamily(ABC):
         del rows, state
         return {}
 
+    def arrange(
+        self, config: Any, features: Sequence[Features], model: nn.Module
+    ) -> tuple[Sequence[Features], tuple[str, ...]]:
+        """Leave encoded training rows as they are."""
+        del config, model
+        return features, ()
+
     def stratum(self, row: Row, columns: Columns) -> Any:
         """Return what a cut of train is balanced by, compared as text."""
         del row, columns
@@ -116,7 +128,7 @@ class RowFamily(ABC):
 
     def load(self, config: Any, *, seed: int) -> Splits:
         """Read, split and check the rows; learn the state from train."""
-        data, loaded = config.data, load_rows(config.data, layouts=self.layouts)
+        data, loaded = config.data, self.reshape(load_rows(config.data, layouts=self.layouts))
         train = loaded.rows.get(data.train_split) or next(iter(loaded.rows.values()))
         columns, notes = self._resolve(data, list_columns(train))
         known, known_notes = self._with_targets(loaded, columns)
@@ -157,7 +169,8 @@ class RowFamily(ABC):
         self, config: Any, state: Mapping[str, Any], *, seed: int
     ) -> tuple[Splits, Mapping[str, Any]]:
         """Read and check rows with targets, given a state that was learned from others."""
-        data, loaded = config.data, load_rows(config.data, file_split="test", layouts=self.layouts)
+        data = config.data
+        loaded = self.reshape(load_rows(data, file_split="test", layouts=self.layouts))
         columns, notes = self._resolve(
             data, list_columns([row for rows in loaded.rows.values() for row in rows])
         )
@@ -260,6 +273,24 @@ class RowFamily(ABC):
 def read_columns(roles: Iterable[Role], columns: Columns) -> list[str]:
     """Return the columns that are there for some roles, in their order."""
     return [column for role in roles if (column := columns[role.name]) is not None]
+
+
+def without_blank(loaded: Loaded, column: str) -> tuple[dict[str, tuple[Row, ...]], list[str]]:
+    """Return the rows without blank texts, which files of running text have between paragraphs.
+
+    The second value is a sentence for each split that had some.
+    """
+    kept, notes = {}, []
+    for split, rows in loaded.rows.items():
+        kept[split] = tuple(
+            row
+            for row in rows
+            if not isinstance(text := row.values.get(column), str) or text.strip()
+        )
+        if len(kept[split]) < len(rows):
+            left_out = len(rows) - len(kept[split])
+            notes.append(f"{split}: left out {left_out:,} of {len(rows):,} rows, with no text")
+    return kept, notes
 
 
 def raise_if(problems: Iterable[Problem]) -> None:
