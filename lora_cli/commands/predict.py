@@ -14,6 +14,7 @@ from lora_cli.artifacts.room import make_room
 from lora_cli.commands.display import Display
 from lora_cli.commands.opening import open_adapter
 from lora_cli.commands.options import Options
+from lora_cli.commands.writing import with_generation
 from lora_cli.config.commands import PredictConfig
 from lora_cli.config.composed import Composed
 from lora_cli.data.files import iter_rows
@@ -52,7 +53,8 @@ def run(composed: Composed, options: Options, display: Display) -> int:
     opened = open_adapter(config.from_ or "", base=config.base, display=display)
     state = opened.family.bind_columns(list(first.values), opened.record.state, where=first.source)
     opened.family.check_row(first, state)
-    task = opened.family.build(opened.config.task, state, opened.tokenizer)
+    settings = with_generation(opened.config.task, config.generation)
+    task = opened.family.build(settings, state, opened.tokenizer)
     model = opened.attach()
     reader = _Reader(chain([first], rows), lambda row: opened.family.check_row(row, state))
     count = 0

@@ -5,6 +5,7 @@ from typing import Literal
 
 from lora_cli.config.adapters import LoraConfig
 from lora_cli.config.distributed import DistributedConfig
+from lora_cli.config.generation import GenerationOverrides
 from lora_cli.config.optim import (
     AdafactorConfig,
     AdamW8BitConfig,
@@ -176,6 +177,8 @@ class PredictConfig:
 
     batch_size: int = field(default=64, metadata={"min": 1})
     """Rows in memory at once."""
+
+    generation: GenerationOverrides = field(default_factory=GenerationOverrides)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

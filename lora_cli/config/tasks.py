@@ -109,10 +109,10 @@ class DataConfig:
     """Column with passages that were retrieved for the last question; null takes documents, ..."""
 
     source_column: str | None = _column(*_PAIRS)
-    """Column with the text to start from, such as translation.en; null takes source, article, ..."""
+    """Column with the text to start from, as translation.en; null takes source, article, ..."""
 
     target_column: str | None = _column(*_PAIRS)
-    """Column with the text wanted, or a list of such, the first of which is learned; null: target."""
+    """Column with the text wanted, or several, the first of which is learned; null: target, ..."""
 
     label_names: tuple[str, ...] | None = field(
         default=None, metadata={"only": {"task.family": (*_CLASSES, *_TOKENS)}}

@@ -75,7 +75,7 @@ def generate(
     Returns:
         The new tokens of each row; the last is the one that ended it, if any did.
     """
-    plain = _plain_model(model)
+    plain = unwrapped(model)
     ends = ending_ids(plain, tokenizer, end_ids)
     search = _search(plain, tokenizer, config, ends=ends, options=options or {})
     found: list[list[int]] = [[] for _ in input_ids]
@@ -120,7 +120,7 @@ def as_rows(tokens_BG: torch.Tensor) -> list[list[int]]:
 
 def can_generate(model: Any) -> bool:
     """Whether a model can write, which an exported one cannot."""
-    return hasattr(_plain_model(model), "generate")
+    return hasattr(unwrapped(model), "generate")
 
 
 def pad_left(
@@ -138,7 +138,7 @@ def pad_left(
     return {name: torch.tensor(values, device=device) for name, values in found.items()}
 
 
-def _plain_model(model: Any) -> Any:
+def unwrapped(model: Any) -> Any:
     """Return a model without what it is wrapped in for several processes."""
     while not hasattr(model, "generate") and isinstance(getattr(model, "module", None), nn.Module):
         model = model.module
