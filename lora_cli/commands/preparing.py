@@ -15,6 +15,7 @@ from lora_cli.commands.continuing import (
     suit_labels,
     trained_again,
 )
+from lora_cli.commands.converting import as_folder
 from lora_cli.commands.data_report import describe_rows, show_rows
 from lora_cli.commands.display import Display
 from lora_cli.commands.encoding import encode_rows
@@ -132,7 +133,7 @@ def prepare(
     probe: Probe | None = None
     if start is not None and staged is not None:
         source, probe = merge_base(start, source, staged, config, splits)
-    base, tokenizer, task = load_model(source, config, splits.state)
+    base, tokenizer, task = load_model(as_folder(source, display), config, splits.state)
     if probe is not None:
         show_same(probe, base.model.to(default_device()), display)
     _note_coupling(task, config, display)
