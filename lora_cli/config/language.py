@@ -1,5 +1,6 @@
 """The settings of task families that generate text; `lora_cli.config.tasks` says the rest."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -100,3 +101,28 @@ class Seq2SeqConfig:
 
     metric: Literal["loss", "chrf", "bleu", "rougeL", "exact_match"] = "chrf"
     """Metric that selects the best checkpoint; all but loss need generate_in_eval=true."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerChoiceConfig:
+    """One label for each row, by which of some answers a language model finds most likely."""
+
+    family: Literal["answer_choice"] = "answer_choice"
+    """Task family: decides head, loss, metrics and columns."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+    max_length: int = field(default=256, metadata={"min": 16})
+    """Tokens of prompt and answer at most; the beginning of longer prompts is cut, and counted."""
+
+    prompt: str = field(default="{text}\nAnswer:", metadata={"text": True})
+    """What is before an answer: {text}, {text_pair} and {NAME} of any column are filled in."""
+
+    answers: Mapping[str, str] = field(default_factory=dict)
+    """Text of the answer for each label, as {"0": "no", "1": "yes"}; empty takes the labels."""
+
+    normalize: Literal["none", "tokens", "characters"] = "tokens"
+    """What log-probabilities of answers are divided by before the largest is taken."""
+
+    metric: Literal["accuracy", "macro_f1", "matthews_correlation"] = "accuracy"
+    """Metric that selects the best checkpoint; all of them are reported."""

@@ -1,6 +1,11 @@
 """The table of task families: the settings of each by its name. A new family adds two rows."""
 
-from lora_cli.config.language import CausalLanguageModelingConfig, ChatConfig, Seq2SeqConfig
+from lora_cli.config.language import (
+    AnswerChoiceConfig,
+    CausalLanguageModelingConfig,
+    ChatConfig,
+    Seq2SeqConfig,
+)
 from lora_cli.config.tasks import (
     MaskedLanguageModelingConfig,
     MultiLabelClassificationConfig,
@@ -24,6 +29,7 @@ TaskConfig = (
     | CausalLanguageModelingConfig
     | ChatConfig
     | Seq2SeqConfig
+    | AnswerChoiceConfig
 )
 
 TASKS: dict[str, type[TaskConfig]] = {
@@ -38,5 +44,6 @@ TASKS: dict[str, type[TaskConfig]] = {
     "causal_language_modeling": CausalLanguageModelingConfig,
     "chat": ChatConfig,
     "seq2seq": Seq2SeqConfig,
+    "answer_choice": AnswerChoiceConfig,
 }
 """Settings of each family, by its name."""

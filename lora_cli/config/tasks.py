@@ -20,6 +20,7 @@ _MASKED = ("masked_language_modeling",)
 _CAUSAL = ("causal_language_modeling",)
 _CHAT = ("chat",)
 _PAIRS = ("seq2seq",)
+_CHOSEN = ("answer_choice",)
 
 
 def _column(*families: str) -> Any:
@@ -40,13 +41,13 @@ class DataConfig:
     revision: str | None = text_field()
     """Branch, tag or commit of a hub data set."""
 
-    text_column: str | None = _column(*_TEXTS, *_MASKED, *_CAUSAL)
+    text_column: str | None = _column(*_TEXTS, *_MASKED, *_CAUSAL, *_CHOSEN)
     """Column with the text; null takes the first that exists of text, sentence, content, ..."""
 
-    text_pair_column: str | None = _column(*_TEXTS)
+    text_pair_column: str | None = _column(*_TEXTS, *_CHOSEN)
     """Column with a second text; null means single texts."""
 
-    label_column: str | None = _column(*_TEXTS, *_RANKING)
+    label_column: str | None = _column(*_TEXTS, *_RANKING, *_CHOSEN)
     """Column with the label, labels or number; null takes the first of label, labels, class, ..."""
 
     tokens_column: str | None = _column(*_TOKENS)
@@ -115,7 +116,7 @@ class DataConfig:
     """Column with the text wanted, or several, the first of which is learned; null: target, ..."""
 
     label_names: tuple[str, ...] | None = field(
-        default=None, metadata={"only": {"task.family": (*_CLASSES, *_TOKENS)}}
+        default=None, metadata={"only": {"task.family": (*_CLASSES, *_TOKENS, *_CHOSEN)}}
     )
     """Label or tag names in order; null sorts those found in train. Names integers 0, 1, ..."""
 

@@ -1,5 +1,6 @@
 """The task families by name; a new family adds one row here and one file beside."""
 
+from lora_cli.tasks.answer_choice import AnswerChoice
 from lora_cli.tasks.causal_language_modeling import CausalLanguageModeling
 from lora_cli.tasks.chat import Chat
 from lora_cli.tasks.contract import Family
@@ -25,4 +26,5 @@ FAMILIES: dict[str, Family] = {
     "causal_language_modeling": CausalLanguageModeling(),
     "chat": Chat(),
     "seq2seq": Seq2Seq(),
+    "answer_choice": AnswerChoice(),
 }
