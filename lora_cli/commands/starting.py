@@ -110,7 +110,9 @@ def look_at_inputs(
                 targets.names,
                 settings,
                 batches=display.track("look at inputs", batches),
-                forward=lambda batch: task.forward(runnable, move_to(batch, device)),
+                forward=lambda batch: task.forward(
+                    runnable, {**move_to(batch, device), "generate": False}
+                ),
                 rho=config.lora.eva.rho,
             )
     finally:

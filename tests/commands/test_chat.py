@@ -164,6 +164,23 @@ def test_predict_answers(run: Any, run_cli: Any, tmp_path: Path) -> None:
     assert done.lines[0]["answer"] == "it is red"
 
 
+def test_a_prompt_that_is_too_long_ends_the_predictions(
+    run: Any, run_cli: Any, tmp_path: Path
+) -> None:
+    long = {"prompt": "what " * 80}
+    rows = [{"prompt": "what colour is coal so please"}, long]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    done = run_cli("predict", run.path, "input=rows.jsonl", cwd=tmp_path)
+    assert done.code == 1
+    assert [line["answer"] for line in done.lines] == ["it is black"]
+    assert "error[task.overlong]" in done.err
+    assert "rows.jsonl row 2" in done.err
+    assert "error[predict.incomplete]" in done.err
+    write_rows(tmp_path / "rows.jsonl", rows[::-1])
+    done = run_cli("predict", run.path, "input=rows.jsonl", cwd=tmp_path)
+    assert (done.code, done.out) == (2, "")
+
+
 def test_merged_and_exported_say_the_same(run: Any, run_cli: Any, tmp_path: Path) -> None:
     merged = tmp_path / "m"
     done = run_cli("merge", run.path, f"output={merged}", "--json", cwd=tmp_path)
