@@ -9,7 +9,12 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 from transformers.utils import logging as chatter
 
 from lora_cli.errors import UserError
-from lora_cli.models.base import check_vocabulary, load_base, load_tokenizer
+from lora_cli.models.base import (
+    agree_on_padding,
+    check_vocabulary,
+    load_base,
+    load_tokenizer,
+)
 from lora_cli.models.sources import resolve_model
 
 CLASSIFIER = "AutoModelForSequenceClassification"
@@ -218,3 +223,25 @@ def test_a_decoder_pads_with_its_end_token(folder):
 
 def test_the_tiny_model_is_a_plain_bert(folder):
     assert isinstance(load(folder).model.config, BertConfig)
+
+
+def test_models_with_a_head_are_padded_at_the_right(tiny_language_dir):
+    """GPT-2 counts positions from the first token of a row, padding or not."""
+    folder = tiny_language_dir("gpt2")
+    model, tokenizer = load(folder).model, load_tokenizer(resolve_model(str(folder)))
+    texts, said = ["the film was good", "music"], {}
+    for side in ("left", "right"):
+        tokenizer.padding_side = side
+        with torch.no_grad():
+            inputs = tokenizer(texts, padding=True, return_tensors="pt")
+            alone = tokenizer(texts[1:], return_tensors="pt")
+            said[side] = model(**inputs).logits[1], model(**alone).logits[0]
+    assert not torch.allclose(*said["left"], atol=1e-3)
+    torch.testing.assert_close(*said["right"], atol=1e-5, rtol=1e-5)
+    tokenizer.padding_side = "left"
+    agree_on_padding(tokenizer, model)
+    assert tokenizer.padding_side == "right"
+    writer = load(folder, auto_class="AutoModelForCausalLM").model
+    tokenizer.padding_side = "left"
+    agree_on_padding(tokenizer, writer)
+    assert tokenizer.padding_side == "left", "what writes is padded by what makes it write"
