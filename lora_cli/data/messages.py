@@ -7,6 +7,7 @@ the row has them, ``tool_calls``, ``tool_call_id``, ``name`` and ``reasoning_con
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lora_cli.config.tasks import DataConfig
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem
 
@@ -134,6 +135,30 @@ def put_before_question(
     changed = [dict(message) for message in messages]
     changed[place]["content"] = "\n\n".join([*passages, changed[place]["content"]])
     return changed
+
+
+def one_layout(columns: Columns) -> dict[str, str | None]:
+    """Return the columns without those of a layout that is not read: messages go first."""
+    if columns["messages"] is not None:
+        return {**columns, "prompt": None, "input": None, "completion": None}
+    return dict(columns)
+
+
+def made_up_rows(data: DataConfig, count: int) -> list[dict[str, Any]]:
+    """Return rows with a question and an answer, in the columns that the settings name."""
+    rows: list[dict[str, Any]] = []
+    for number in range(count):
+        question, answer = f"What is {number} and {number + 1}?", f"It is {2 * number + 1}."
+        if data.prompt_column is None:
+            turns = {"user": question, "assistant": answer}
+            messages = [{"role": role, "content": text} for role, text in turns.items()]
+            rows.append({data.messages_column or "messages": messages})
+        else:
+            completion = data.completion_column or "completion"
+            rows.append({data.prompt_column: question, completion: answer})
+            if data.input_column is not None:
+                rows[-1][data.input_column] = ""
+    return rows
 
 
 def check_messages(rows: Sequence[Row], columns: Columns, *, answering: bool) -> list[Problem]:

@@ -16,7 +16,13 @@ import torch
 from torch import nn
 
 from lora_cli.config.language import ChatConfig
-from lora_cli.data.messages import check_messages, read_documents, read_messages
+from lora_cli.data.messages import (
+    check_messages,
+    made_up_rows,
+    one_layout,
+    read_documents,
+    read_messages,
+)
 from lora_cli.data.sources import Loaded
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
@@ -149,10 +155,7 @@ class ChatTask:
         ]
 
     def metrics(self, predictions: Sequence[ChatPrediction]) -> dict[str, float]:
-        """Return perplexity and token_accuracy over the assistant's tokens of all rows.
-
-        With generated answers also exact_match, bleu, chrf and rougeL.
-        """
+        """Return what `token_metrics` does and, with answers, what `generation_metrics` does."""
         from lora_cli.metrics.perplexity import token_metrics
 
         known = [one.score for one in predictions if one.score is not None]
@@ -256,6 +259,10 @@ class Chat(RowFamily):
         """Refuse a row that cannot be answered."""
         raise_if(check_messages((row,), state["columns"], answering=True))
 
+    def made_up_rows(self, config: ChatConfig, count: int) -> list[dict[str, Any]]:
+        """Return conversations with the columns of the settings, for data out of reach."""
+        return made_up_rows(config.data, count)
+
     def learn(
         self, config: ChatConfig, train: Sequence[Row], loaded: Loaded, columns: Columns
     ) -> dict[str, Any]:
@@ -313,7 +320,7 @@ class Chat(RowFamily):
                     fix="rename the column with what the user says to prompt",
                 )
             )
-        return {**state, "columns": _one_layout(found), "answering": True}
+        return {**state, "columns": one_layout(found), "answering": True}
 
     def build(self, config: ChatConfig, state: Mapping[str, Any], processor: Any) -> ChatTask:
         """Bind the family; `processor` is a fast tokenizer.
@@ -336,13 +343,6 @@ class Chat(RowFamily):
             raise UserError(no_layout(columns))
         # A prompt that the user names goes before messages that merely are there.
         by_prompt = data.prompt_column is not None and data.messages_column is None
-        kept = _one_layout({**found, "messages": None} if by_prompt else dict(found))
+        kept = one_layout({**found, "messages": None} if by_prompt else found)
         used = {name for name in kept.values() if name is not None}
         return kept, [note for note in notes if any(f"column {name} " in note for name in used)]
-
-
-def _one_layout(found: dict[str, str | None]) -> dict[str, str | None]:
-    """Return the columns without those of the layout that is not read."""
-    if found["messages"] is not None:
-        return {**found, "prompt": None, "input": None, "completion": None}
-    return found

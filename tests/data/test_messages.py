@@ -2,8 +2,11 @@ from typing import Any
 
 import pytest
 
+from lora_cli.config.tasks import DataConfig
 from lora_cli.data.messages import (
     check_messages,
+    made_up_rows,
+    one_layout,
     put_before_question,
     read_documents,
     read_messages,
@@ -152,3 +155,28 @@ def test_passages_go_before_the_last_question() -> None:
     assert asked == [USER, SAYS, USER, SAYS]
     assert USER["content"] == "a"
     assert put_before_question(asked, []) == asked
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {},
+        {"messages_column": "talk"},
+        {"prompt_column": "q", "completion_column": "a"},
+        {"prompt_column": "q", "completion_column": "a", "input_column": "i"},
+    ],
+)
+def test_made_up_rows_are_conversations(named: dict[str, str]) -> None:
+    found = [row(**values) for values in made_up_rows(DataConfig(**named), 5)]
+    asked = {name.removesuffix("_column"): column for name, column in named.items()}
+    columns = {**NONE, **(asked or MESSAGES | {"messages": "messages"})}
+    assert len(found) == 5
+    assert not check_messages(found, columns, answering=False)
+    assert len({str(read_messages(one, columns)) for one in found}) == 5
+
+
+def test_messages_go_before_prompts() -> None:
+    columns = {**NONE, **ALPACA, "system": "s"}
+    assert one_layout(columns) == columns
+    both = one_layout({**columns, **MESSAGES})
+    assert {name for name, column in both.items() if column} == {"messages", "system"}
