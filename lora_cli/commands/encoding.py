@@ -16,7 +16,7 @@ from typing import Any
 
 from lora_cli.artifacts.encoded import encoded_path, only_writer, read_encoded, write_encoded
 from lora_cli.commands.display import Display
-from lora_cli.config.tasks import TaskConfig
+from lora_cli.config.task_families import TaskConfig
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, RunFailedError
 from lora_cli.models.sources import ModelSource

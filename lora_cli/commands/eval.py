@@ -12,6 +12,7 @@ from lora_cli.artifacts.commit import replace_file
 from lora_cli.artifacts.export import OnnxModel
 from lora_cli.artifacts.merged import check_output, folder_bytes
 from lora_cli.artifacts.room import make_room
+from lora_cli.commands.arranging import leave_out
 from lora_cli.commands.data_report import show_without, without_repeated
 from lora_cli.commands.display import Display
 from lora_cli.commands.encoding import encode_rows
@@ -48,13 +49,13 @@ def run(composed: Composed, options: Options, display: Display) -> int:
     # The task is that of the record, unless other rows were named.
     state = opened.record.state if config.task.data.path is None else splits.state
     facts = opened.encoding_facts(state)
-    features = encode_rows(task, rows, split, display, facts=facts)
+    features = leave_out(encode_rows(task, rows, split, display, facts=facts), split, display)
 
     models = _models(opened, config, task, features)
     evaluations, sizes = {}, {}
     for name, load in models.items():
         model, sizes[name] = load()
-        display.note(f"evaluating {name} on {len(rows):,} rows of {split}")
+        display.note(f"evaluating {name} on {len(features):,} rows of {split}")
         evaluations[name] = _evaluate(task, model, features, config)
     metrics: dict[str, dict[str, float] | None] = {
         name: evaluation.metrics(task) for name, evaluation in evaluations.items()
@@ -72,7 +73,7 @@ def run(composed: Composed, options: Options, display: Display) -> int:
         make_room(output)
         replace_file(output, "".join(lines).encode())
     show_report(display, task.report(evaluations["adapter"].predictions))
-    show_comparison(display, split, len(rows), metrics, sizes=sizes)
+    show_comparison(display, split, len(features), metrics, sizes=sizes)
     without = without_repeated(
         task, evaluations["adapter"], splits.repeated.get(split, frozenset())
     )
@@ -82,7 +83,7 @@ def run(composed: Composed, options: Options, display: Display) -> int:
         display.note(f"predictions: {output}")
     if opened.subject.run is not None:
         display.note(f"run directory: {opened.subject.run}")
-    result = {"split": split, "rows": len(rows), **metrics, "bytes": sizes}
+    result = {"split": split, "rows": len(features), **metrics, "bytes": sizes}
     display.result(result if without is None else {**result, "without_repeated": without})
     return 0
 

@@ -20,6 +20,8 @@ from lora_cli.errors import Problem, UserError
 from lora_cli.lora.strategies import why_unmergeable
 from lora_cli.training.runtime import default_device
 
+_WRITING = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+
 
 def run(composed: Composed, options: Options, display: Display) -> int:
     """Export, compare, and return the exit code."""
@@ -35,6 +37,7 @@ def run(composed: Composed, options: Options, display: Display) -> int:
         is_file=exporter.is_file,
         inputs=opened.inputs,
     )
+    _check_head(opened, config.format_)
     if exporter.read is None:
         _check_peft(opened)
         model, probe = opened.base.model, None
@@ -82,6 +85,26 @@ def _check_peft(opened: Opened) -> None:
                 fix="format=hf writes the tuned model"
                 if why_unmergeable(opened.config.strategy.name) is None
                 else "copy the adapter folder as it is, for lora-cli",
+            )
+        )
+
+
+def _check_head(opened: Opened, format_: str) -> None:
+    """Refuse ONNX for models that write, which run many times for one text.
+
+    Raises:
+        UserError: If it is such a model.
+    """
+    if format_ == "onnx" and opened.family.auto_class in _WRITING:
+        raise UserError(
+            Problem(
+                id="export.no-onnx",
+                message="`format` must suit the task, but a model of "
+                f"task={opened.config.task.family} writes token by token, with a cache that an "
+                "ONNX file of lora-cli has not.",
+                key="format",
+                allowed=", ".join(name for name in EXPORTERS if name != "onnx"),
+                fix="format=hf, which programs that serve language models read",
             )
         )
 

@@ -18,6 +18,7 @@ from lora_cli.artifacts.adapter import MERGED_BASE
 from lora_cli.artifacts.commit import put_in_place, staged_beside
 from lora_cli.artifacts.merged import write_merged
 from lora_cli.commands.continuing import Start
+from lora_cli.commands.converting import as_folder
 from lora_cli.commands.merging import Probe, take_probe
 from lora_cli.commands.opening import open_adapter
 from lora_cli.config.commands import TrainConfig
@@ -91,7 +92,7 @@ def _beside(
         splits: Its rows.
     """
     base = load_with_head(
-        source,
+        as_folder(source),
         FAMILIES[config.task.family],
         splits.state,
         dtype=config.model.dtype,

@@ -100,7 +100,8 @@ def merge_with_probe(
     splits, task = opened.load_splits(data)
     split = "validation" if "validation" in splits.rows else next(iter(splits.rows))
     rows = splits.rows[split][:check_rows]
-    features = [task.encode(row) for row in rows]
+    encoded = (task.encode(row) for row in rows)
+    features = [row for row in encoded if not row.get("left_out")]
     model = opened.attach()
     probe = take_probe(task, model, features, split=split)
     opened.merge()
@@ -177,4 +178,6 @@ def _run(
 ) -> list[Mapping[str, torch.Tensor]]:
     with evaluating(model), torch.inference_mode():
         device = device_of(model)
-        return [task.forward(model, move_to(batch, device)).outputs for batch in batches]
+        # What a model writes differs much where two tokens are as probable: rounding decides.
+        scored = ({**move_to(batch, device), "generate": False} for batch in batches)
+        return [task.forward(model, batch).outputs for batch in scored]

@@ -20,6 +20,7 @@ from lora_cli.artifacts.adapter import (
 )
 from lora_cli.artifacts.peft_format import PeftAdapter
 from lora_cli.commands.attaching import attach_adapter, make_ready
+from lora_cli.commands.converting import as_folder
 from lora_cli.commands.display import Display
 from lora_cli.commands.encoding import encoding_facts
 from lora_cli.commands.new_rows import check_new_rows, check_no_new_rows
@@ -153,10 +154,11 @@ def open_adapter(path: str, *, base: str | None, display: Display | None = None)
             "here as it was before that"
         )
     family = FAMILIES[config.task.family]
-    tokenizer = load_tokenizer(source)
+    loading = as_folder(source, display)
+    tokenizer = load_tokenizer(loading)
     task = _bind(family, config, record, tokenizer, where=subject.adapter / RECORD)
     loaded = load_with_head(
-        source, family, record.state, dtype=config.model.dtype, seed=config.seed
+        loading, family, record.state, dtype=config.model.dtype, seed=config.seed
     )
     loaded.model.to(default_device())
     check_vocabulary(tokenizer, loaded.model, source)

@@ -15,6 +15,7 @@ import torch
 
 from lora_cli.artifacts.adapter import Adapter, AdapterRecord, load_adapter, save_adapter
 from lora_cli.artifacts.run_dir import write_json
+from lora_cli.commands.converting import as_folder
 from lora_cli.commands.display import Display
 from lora_cli.commands.preparing import Prepared
 from lora_cli.config.commands import TrainConfig
@@ -190,7 +191,7 @@ def load_again(prepared: Prepared, config: TrainConfig) -> BaseModel:
     """Load the base model of a run once more, with the tokens that the run has added."""
     family = FAMILIES[config.task.family]
     base = load_with_head(
-        prepared.source,
+        as_folder(prepared.source),
         family,
         prepared.splits.state,
         dtype=config.model.dtype,

@@ -14,12 +14,13 @@ from lora_cli.artifacts.room import make_room
 from lora_cli.commands.display import Display
 from lora_cli.commands.opening import open_adapter
 from lora_cli.commands.options import Options
+from lora_cli.commands.writing import with_generation
 from lora_cli.config.commands import PredictConfig
 from lora_cli.config.composed import Composed
 from lora_cli.data.files import iter_rows
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, RunFailedError, UserError
-from lora_cli.tasks.contract import Task
+from lora_cli.tasks.contract import Features, Task
 from lora_cli.training.evaluation import evaluate_rows
 from lora_cli.training.runtime import default_device
 
@@ -52,9 +53,16 @@ def run(composed: Composed, options: Options, display: Display) -> int:
     opened = open_adapter(config.from_ or "", base=config.base, display=display)
     state = opened.family.bind_columns(list(first.values), opened.record.state, where=first.source)
     opened.family.check_row(first, state)
-    task = opened.family.build(opened.config.task, state, opened.tokenizer)
+    settings = with_generation(opened.config.task, config.generation)
+    task = opened.family.build(settings, state, opened.tokenizer)
+
+    def encode(row: Row) -> Features:
+        opened.family.check_row(row, state)
+        return task.encode(row)
+
+    encode(first)
     model = opened.attach()
-    reader = _Reader(chain([first], rows), lambda row: opened.family.check_row(row, state))
+    reader = _Reader(chain([first], rows), encode)
     count = 0
     with _writer(output, display) as write:
         while chunk := reader.take(config.batch_size):
@@ -78,20 +86,21 @@ def run(composed: Composed, options: Options, display: Display) -> int:
 class _Reader:
     """Takes rows in chunks; the first bad row ends the input, and is kept for the end."""
 
-    def __init__(self, rows: Iterator[Row], check: Callable[[Row], None]) -> None:
+    def __init__(self, rows: Iterator[Row], encode: Callable[[Row], Features]) -> None:
         self.problems: tuple[Problem, ...] = ()
-        self._rows = self._checked(rows, check)
+        self._rows = self._encoded(rows, encode)
 
-    def _checked(self, rows: Iterator[Row], check: Callable[[Row], None]) -> Iterator[Row]:
+    def _encoded(
+        self, rows: Iterator[Row], encode: Callable[[Row], Features]
+    ) -> Iterator[tuple[Row, Features]]:
         try:
             for row in rows:
-                check(row)
-                yield row
+                yield row, encode(row)
         except UserError as error:
             self.problems = error.problems
 
-    def take(self, size: int) -> list[Row]:
-        """Return up to `size` further rows; none at the end."""
+    def take(self, size: int) -> list[tuple[Row, Features]]:
+        """Return up to `size` further rows, encoded; none at the end."""
         return list(islice(self._rows, size))
 
 
@@ -106,18 +115,18 @@ def _rows(config: PredictConfig) -> Iterator[Row]:
 
 
 def _predict(
-    rows: Sequence[Row], task: Task, model: Callable[..., Any], batch_size: int
+    rows: Sequence[tuple[Row, Features]], task: Task, model: Callable[..., Any], batch_size: int
 ) -> Iterator[str]:
     """Yield one line of JSON a row: the prediction, and the input's own columns.
 
     A column of the input that has the name of a prediction key is kept as ``input_<name>``, unless
     the prediction repeats it.
     """
-    features = [task.encode(row) for row in rows]
+    features = [encoded for _, encoded in rows]
     evaluation = evaluate_rows(
         task, model, features, batch_size=batch_size, device=default_device()
     )
-    for row, prediction in zip(rows, evaluation.predictions, strict=True):
+    for (row, _), prediction in zip(rows, evaluation.predictions, strict=True):
         line = task.to_json(prediction)
         own = dict(row.values)
         line["id"] = own.pop("id", line["id"])

@@ -8,21 +8,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from lora_cli.commands.arranging import arrange_rows, leave_out
 from lora_cli.commands.continuing import (
     Start,
     show_start,
     suit_labels,
     trained_again,
 )
+from lora_cli.commands.converting import as_folder
 from lora_cli.commands.data_report import describe_rows, show_rows
 from lora_cli.commands.display import Display
 from lora_cli.commands.encoding import encode_rows, encoding_facts
+from lora_cli.commands.lengths import check_length
 from lora_cli.commands.merged_base import merge_base
 from lora_cli.commands.merging import Probe, show_same
 from lora_cli.commands.opening import check_base
-from lora_cli.commands.starting import put_in_adapters
+from lora_cli.commands.starting import planned_over, put_in_adapters
 from lora_cli.config.commands import TrainConfig
-from lora_cli.config.strategies import PrefixStrategyConfig
 from lora_cli.data.types import Row, Splits
 from lora_cli.errors import Problem, UserError
 from lora_cli.lora.coverage import count_parameters, describe_plan
@@ -132,21 +134,23 @@ def prepare(
     probe: Probe | None = None
     if start is not None and staged is not None:
         source, probe = merge_base(start, source, staged, config, splits)
-    base, tokenizer, task = load_model(source, config, splits.state)
+    base, tokenizer, task = load_model(as_folder(source, display), config, splits.state)
     if probe is not None:
         show_same(probe, base.model.to(default_device()), display)
     _note_coupling(task, config, display)
 
     module_names = tuple(name for name, _ in base.model.named_modules())
     dtypes, frozen = dtypes_of(base.model), own_frozen(base.model)
-    rows = _rows_to_use(splits, config, display)
+    used = replace(splits, rows=_rows_to_use(splits, config, display))
     if config.strategy.name in WITH_LORA:
         again = trained_again(start, base.model)
-        changed = _adapt(base, config, task, tokenizer, again, rows["train"], source, display)
+        changed = _adapt(base, config, task, tokenizer, again, used.rows["train"], source, display)
     else:
         changed = _apply(base, config, display)
     _show_model(display, base.model, source, changed)
     facts = encoding_facts(config.task, splits.state, tokenizer, source)
+    encoded = _encode(config, task, used, display, facts=facts)
+    train = arrange_rows(config, encoded["train"], base.model, display)
     return Prepared(
         splits=splits,
         source=source,
@@ -156,7 +160,7 @@ def prepare(
         module_names=module_names,
         targets=changed.plan.targets,
         parameters=changed.plan.short_parameters,
-        settings=changed.settings,
+        settings=planned_over(changed.settings, config, rows=len(train)),
         saved=changed.plan.saved,
         tokens=changed.tokens,
         applied=changed.applied,
@@ -164,7 +168,7 @@ def prepare(
         own_frozen=frozen,
         same_head=same_head,
         start=start,
-        **_encode(config, task, replace(splits, rows=rows), display, facts=facts),
+        **{**encoded, "train": train},
     )
 
 
@@ -173,7 +177,9 @@ def _encode(
 ) -> dict[str, Any]:
     """Return `train`, `validation` and `report` of what is prepared."""
     encoded = {
-        split: encode_rows(task, splits.rows[split], split, display, facts=facts)
+        split: leave_out(
+            encode_rows(task, splits.rows[split], split, display, facts=facts), split, display
+        )
         for split in ("train", "validation")
     }
     report = describe_rows(FAMILIES[config.task.family], splits, encoded)
@@ -199,7 +205,7 @@ def load_model(
     family = FAMILIES[config.task.family]
     base = load_with_head(source, family, state, dtype=config.model.dtype, seed=config.seed)
     check_architecture(base.model.config, config.model)
-    _check_length(config, base.model)
+    check_length(config, base.model)
     check_forward(base.model, config.trainer)
     tokenizer = load_tokenizer(source)
     check_vocabulary(tokenizer, base.model, source)
@@ -309,30 +315,6 @@ def _load_inputs(
     for note in splits.notes:
         display.note(note)
     return splits, source
-
-
-def _check_length(config: TrainConfig, model: Any) -> None:
-    """Refuse rows longer than the model has positions for, after those of a prefix."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    strategy = config.strategy
-    prefix = strategy.num_tokens if isinstance(strategy, PrefixStrategyConfig) else 0
-    if isinstance(positions, int) and 0 < positions < config.task.max_length + prefix:
-        left = positions - prefix
-        which = (
-            f"the {positions} positions of the model less the prefix"
-            if prefix
-            else ("the positions that the model has")
-        )
-        raise UserError(
-            Problem(
-                id="task.max-length",
-                message=f"`task.max_length` must be at most {left}, {which}, but is "
-                f"{config.task.max_length}.",
-                key="task.max_length",
-                allowed=f"4 to {left}",
-                fix=f"task.max_length={left}",
-            )
-        )
 
 
 def _show_model(display: Display, model: nn.Module, source: ModelSource, changed: _Changed) -> None:

@@ -23,7 +23,7 @@ from lora_cli.tasks.contract import Family
 from lora_cli.tasks.table import FAMILIES
 
 _TRAIN_ROWS, _EVAL_ROWS = 16, 8
-_BATCH, _STEPS = 8, 4
+_BATCH, _STEPS, _NEW_TOKENS = 8, 4, 8
 _WIDTH = 64
 # Heads that a pretrained model has; the others are new on any model.
 _PRETRAINED_HEADS = ("MaskedLM", "CausalLM", "Seq2SeqLM")
@@ -113,6 +113,9 @@ def _divisor(rows: int, most: int) -> int:
 def _small_task(config: TrainConfig, family: Family, folder: Path) -> tuple[Any, list[str]]:
     """Return the settings of the task for a few rows, made-up ones where there are none."""
     task, data = config.task, config.task.data
+    if generation := getattr(task, "generation", None):
+        most = min(generation.max_new_tokens, _NEW_TOKENS)
+        task = replace(task, generation=replace(generation, max_new_tokens=most))
     why = _why_out_of_reach(data.path)
     data = replace(
         data,
@@ -156,22 +159,8 @@ def _write_model(config: TrainConfig, family: Family, splits: Splits, folder: Pa
     Raises:
         UserError: If the architecture is not known.
     """
-    model = config.model
-    is_here, tokenizer = True, None
-    try:
-        source = resolve_config(model.path or "", revision=model.revision, is_offline=True)
-    except UserError as error:
-        architecture, layers = _expected(config)
-        if architecture is None:
-            raise UserError([replace(p, fix=_FIX) for p in error.problems]) from error
-        is_here = False
-        # Special tokens, and a prefix, take places of a row.
-        positions = 2 * config.task.max_length
-        settings = default_config(architecture, layers=layers, positions=positions)
-    else:
-        settings = load_config(source)
-        if source.gguf is not None or has_tokenizer(source.folder):
-            tokenizer = load_tokenizer(source)
+    settings, tokenizer = _read_settings(config)
+    is_read = tokenizer is not None
     if tokenizer is None:
         texts = (
             text for rows in splits.rows.values() for row in rows for text in _texts(row.values)
@@ -188,8 +177,35 @@ def _write_model(config: TrainConfig, family: Family, splits: Splits, folder: Pa
         seed=config.seed,
     )
     layers = getattr(settings.get_text_config(), "num_hidden_layers", None)
-    text = f"model: a narrow random {settings.model_type} of {layers} layers for {model.path}"
-    return text if is_here else f"{text}, whose settings and tokenizer are not on this machine"
+    text = f"model: a narrow random {settings.model_type} of {layers} layers for"
+    return (
+        f"{text} {config.model.path}{'' if is_read else ', with a tokenizer made for these rows'}"
+    )
+
+
+def _read_settings(config: TrainConfig) -> tuple[Any, Any]:
+    """Return the model's own configuration and tokenizer, or usual settings and None.
+
+    What is not on this machine is not fetched, and a GGUF file, which takes long to read, is not
+    read where the recipe says what is in it.
+
+    Raises:
+        UserError: If nothing is known of the model.
+    """
+    path, (architecture, layers) = config.model.path or "", _expected(config)
+    try:
+        source = resolve_config(path, revision=config.model.revision, is_offline=True)
+    except UserError as error:
+        if architecture is None:
+            raise UserError([replace(p, fix=_FIX) for p in error.problems]) from error
+        source = None
+    if source is not None and (source.gguf is None or architecture is None):
+        # In the hub's cache there may be the one and not the other.
+        is_whole = source.gguf is not None or has_tokenizer(source.folder)
+        return load_config(source), load_tokenizer(source) if is_whole else None
+    # Special tokens, and a prefix, take places of a row.
+    positions = 2 * config.task.max_length
+    return default_config(architecture or "", layers=layers, positions=positions), None
 
 
 def _expected(config: TrainConfig) -> tuple[str | None, int | None]:

@@ -110,7 +110,9 @@ def look_at_inputs(
                 targets.names,
                 settings,
                 batches=display.track("look at inputs", batches),
-                forward=lambda batch: task.forward(runnable, move_to(batch, device)),
+                forward=lambda batch: task.forward(
+                    runnable, {**move_to(batch, device), "generate": False}
+                ),
                 rho=config.lora.eva.rho,
             )
     finally:
@@ -170,6 +172,14 @@ def lora_settings(config: LoraConfig, *, total_steps: int) -> LoraSettings:
         projection_seed=config.vera.seed,
         adalora=_adalora(config, total_steps) if config.variant == "adalora" else None,
     )
+
+
+def planned_over(settings: LoraSettings, config: TrainConfig, *, rows: int) -> LoraSettings:
+    """Return the settings for a run over so many rows as there are, now that they are encoded."""
+    if settings.adalora is None:
+        return settings
+    steps = total_steps(config.trainer, rows)
+    return replace(settings, adalora=_adalora(config.lora, steps))
 
 
 def _adalora(config: LoraConfig, total_steps: int) -> AdaLoraSettings:

@@ -10,7 +10,7 @@ from lora_cli.commands.options import Options
 from lora_cli.config.commands import TasksConfig
 from lora_cli.config.composed import Composed
 from lora_cli.config.groups import describe_option, group_options, option_values, option_variant
-from lora_cli.config.tasks import TASKS
+from lora_cli.config.task_families import TASKS
 
 _COLUMN = "_column"
 

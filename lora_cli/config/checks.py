@@ -20,7 +20,7 @@ from lora_cli.config.distributed import check_distributed, check_sharding, check
 from lora_cli.config.duration import parse_duration
 from lora_cli.config.groups import group_options
 from lora_cli.config.schema import all_keys, flatten, to_plain
-from lora_cli.config.training_checks import check_schedule_free
+from lora_cli.config.training_checks import check_schedule_free, check_text_generation
 from lora_cli.errors import Problem
 
 _ROLES = ("task.data.train_split", "task.data.validation_split", "task.data.test_split")
@@ -282,6 +282,7 @@ CHECKS: dict[str, tuple[_Check, ...]] = {
         _check_fractions,
         _check_schedule,
         check_schedule_free,
+        check_text_generation,
         _check_targets,
         *LORA_CHECKS,
         check_start,

@@ -5,6 +5,7 @@ from typing import Literal
 
 from lora_cli.config.adapters import LoraConfig
 from lora_cli.config.distributed import DistributedConfig
+from lora_cli.config.generation import GenerationOverrides
 from lora_cli.config.optim import (
     AdafactorConfig,
     AdamW8BitConfig,
@@ -38,7 +39,8 @@ from lora_cli.config.strategies import (
     StrategyConfig,
     TopStrategyConfig,
 )
-from lora_cli.config.tasks import TASKS, DataConfig, TaskConfig, TextClassificationConfig
+from lora_cli.config.task_families import TASKS, TaskConfig
+from lora_cli.config.tasks import DataConfig, TextClassificationConfig
 
 # Sections that hold one of several dataclasses: the key that tells which, and its table.
 # A task family, strategy, optimizer or schedule is added here and in the module that runs it.
@@ -178,6 +180,8 @@ class PredictConfig:
 
     batch_size: int = field(default=64, metadata={"min": 1})
     """Rows in memory at once."""
+
+    generation: GenerationOverrides = field(default_factory=GenerationOverrides)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ from lora_cli.config.schema import all_keys, select
 
 _HUB_KEYS = {"model.path", "task.data.path", "base"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_WORDS = {"trainer.resume": {"never", "auto"}}
+_WORDS = {"trainer.resume": {"never", "auto"}, "task.chat_template": {"chatml", "alpaca"}}
 _FILE_SUFFIXES = {
     ".csv",
     ".tsv",

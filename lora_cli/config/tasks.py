@@ -1,7 +1,8 @@
-"""The task section: where the rows are, and the settings of each task family.
+"""The task section: where the rows are, and the settings of each task family that understands.
 
-`metadata` of a field is that of `lora_cli.config.sections`. A new family adds a dataclass here, the
-columns that it reads to `DataConfig`, and its row in TASKS.
+`metadata` of a field is that of `lora_cli.config.sections`. A new family adds a dataclass here, or
+in `lora_cli.config.language` if it generates, the columns that it reads to `DataConfig`, and its
+row in `lora_cli.config.task_families`.
 """
 
 from dataclasses import dataclass, field
@@ -16,6 +17,10 @@ _CHOICES = ("multiple_choice",)
 _ANSWERS = ("question_answering",)
 _RANKING = ("ranking",)
 _MASKED = ("masked_language_modeling",)
+_CAUSAL = ("causal_language_modeling",)
+_CHAT = ("chat",)
+_PAIRS = ("seq2seq",)
+_CHOSEN = ("answer_choice",)
 
 
 def _column(*families: str) -> Any:
@@ -36,13 +41,13 @@ class DataConfig:
     revision: str | None = text_field()
     """Branch, tag or commit of a hub data set."""
 
-    text_column: str | None = _column(*_TEXTS, *_MASKED)
+    text_column: str | None = _column(*_TEXTS, *_MASKED, *_CAUSAL, *_CHOSEN)
     """Column with the text; null takes the first that exists of text, sentence, content, ..."""
 
-    text_pair_column: str | None = _column(*_TEXTS)
+    text_pair_column: str | None = _column(*_TEXTS, *_CHOSEN)
     """Column with a second text; null means single texts."""
 
-    label_column: str | None = _column(*_TEXTS, *_RANKING)
+    label_column: str | None = _column(*_TEXTS, *_RANKING, *_CHOSEN)
     """Column with the label, labels or number; null takes the first of label, labels, class, ..."""
 
     label_columns: tuple[str, ...] | None = field(
@@ -92,8 +97,32 @@ class DataConfig:
     time_column: str | None = _column(*_RANKING)
     """Column by which the latest rows of each user are cut from train; null cuts whole users."""
 
+    messages_column: str | None = _column(*_CHAT)
+    """Column with messages, as of OpenAI or ShareGPT; null takes messages, conversations, ..."""
+
+    prompt_column: str | None = _column(*_CHAT)
+    """Column with what the user says, where there are no messages; null takes prompt, ..."""
+
+    input_column: str | None = _column(*_CHAT)
+    """Column with a text that goes below the prompt, as in Alpaca; null takes input where it is."""
+
+    completion_column: str | None = _column(*_CHAT)
+    """Column with the answer to the prompt; null takes completion, output, response, answer, ..."""
+
+    system_column: str | None = _column(*_CHAT)
+    """Column with the system prompt; null takes system or system_prompt where there is one."""
+
+    documents_column: str | None = _column(*_CHAT)
+    """Column with passages that were retrieved for the last question; null takes documents, ..."""
+
+    source_column: str | None = _column(*_PAIRS)
+    """Column with the text to start from, as translation.en; null takes source, article, ..."""
+
+    target_column: str | None = _column(*_PAIRS)
+    """Column with the text wanted, or several, the first of which is learned; null: target, ..."""
+
     label_names: tuple[str, ...] | None = field(
-        default=None, metadata={"only": {"task.family": (*_CLASSES, *_TOKENS)}}
+        default=None, metadata={"only": {"task.family": (*_CLASSES, *_TOKENS, *_CHOSEN)}}
     )
     """Label or tag names in order; null sorts those found in train. Names integers 0, 1, ..."""
 
@@ -256,27 +285,3 @@ class MaskedLanguageModelingConfig(_FamilyConfig):
 
     metric: Literal["perplexity", "accuracy"] = "perplexity"
     """Metric that selects the best checkpoint, over the masked tokens; both are reported."""
-
-
-TaskConfig = (
-    TextClassificationConfig
-    | MultiLabelClassificationConfig
-    | TextRegressionConfig
-    | TokenClassificationConfig
-    | MultipleChoiceConfig
-    | QuestionAnsweringConfig
-    | RankingConfig
-    | MaskedLanguageModelingConfig
-)
-
-TASKS: dict[str, type[TaskConfig]] = {
-    "text_classification": TextClassificationConfig,
-    "multi_label_classification": MultiLabelClassificationConfig,
-    "text_regression": TextRegressionConfig,
-    "token_classification": TokenClassificationConfig,
-    "multiple_choice": MultipleChoiceConfig,
-    "question_answering": QuestionAnsweringConfig,
-    "ranking": RankingConfig,
-    "masked_language_modeling": MaskedLanguageModelingConfig,
-}
-"""Settings of each family, by its name."""

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 
 from lora_cli.config.commands import TrainConfig
+from lora_cli.config.generation import GenerationConfig, check_generation
 from lora_cli.errors import Problem
 
 
@@ -28,3 +29,12 @@ def check_schedule_free(config: TrainConfig, _: Collection[str]) -> Iterator[Pro
             key="lora.variant",
             fix="optimizer=adamw, or another variant",
         )
+
+
+def check_text_generation(config: TrainConfig, user: Collection[str]) -> Iterator[Problem]:
+    """Check how texts are generated, for the families that do."""
+    found, section = getattr(config.task, "generation", None), "task.generation"
+    if isinstance(found, GenerationConfig):
+        start = f"{section}."
+        given = frozenset(name.removeprefix(start) for name in user if name.startswith(start))
+        yield from check_generation(found, section=section, given=given)

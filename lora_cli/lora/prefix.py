@@ -69,16 +69,21 @@ class Prefix(nn.Module):
 
     def cache(self, rows: int, dtype: torch.dtype) -> DynamicCache:
         """Return a new cache that holds the prefix for each of `rows` rows."""
+        # Layers that look at the last tokens only mask the others by themselves.
+        cache = DynamicCache()
+        self.fill(cache, rows, dtype)
+        return cache
+
+    def fill(self, cache: Any, rows: int, dtype: torch.dtype) -> None:
+        """Put the prefix for each of `rows` rows into an empty cache."""
         size = self.size
         parts = self.embeddings.to(dtype).view(
             size.num_tokens, size.num_layers, 2, size.num_heads, size.head_size
         )
-        # Layers that look at the last tokens only mask the others by themselves.
-        cache = DynamicCache()
         for layer, pair in enumerate(parts.permute(1, 2, 3, 0, 4)):
             keys, values = (part.expand(rows, *part.shape) for part in pair)
             cache.update(keys, values, layer)
-        return cache
+        setattr(cache, NAME, True)
 
     def prepend(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -86,22 +91,27 @@ class Prefix(nn.Module):
         """Add the prefix to the inputs of a forward pass; a hook.
 
         Raises:
-            ValueError: If the inputs hold a cache already.
+            ValueError: If the caller's cache holds tokens, but not the prefix before them.
         """
         if self.is_left_out:
             return args, kwargs
         names = list(inspect.signature(module.forward).parameters)
         inputs = dict(zip(names, args, strict=False)) | kwargs
-        if inputs.get("past_key_values") is not None:
-            raise ValueError("A model with a prefix must be called without a cache of its own.")
         tokens = inputs.get("input_ids")
         tokens = inputs["inputs_embeds"] if tokens is None else tokens
         mask = inputs.get("attention_mask")
         if mask is not None:
             ones = mask.new_ones(mask.shape[0], self.size.num_tokens)
             inputs["attention_mask"] = torch.cat([ones, mask], dim=1)
+        if inputs.get("position_ids") is not None:
+            inputs["position_ids"] = inputs["position_ids"] + self.size.num_tokens
         dtype = next(module.parameters()).dtype
-        inputs["past_key_values"] = self.cache(tokens.shape[0], dtype)
+        if inputs.get("past_key_values") is None:
+            inputs["past_key_values"] = self.cache(tokens.shape[0], dtype)
+        elif not inputs["past_key_values"].get_seq_length():
+            self.fill(inputs["past_key_values"], tokens.shape[0], dtype)
+        elif not getattr(inputs["past_key_values"], NAME, False):
+            raise ValueError("A model with a prefix must be called without a cache of its own.")
         return (), inputs
 
 

@@ -35,3 +35,11 @@ def masked_metrics(
         "perplexity": perplexity(math.fsum(losses), count),
         "accuracy": sum(hits) / count if count else 0.0,
     }
+
+
+def token_metrics(
+    losses: Sequence[float], hits: Sequence[int], counts: Sequence[int]
+) -> dict[str, float]:
+    """Return what `masked_metrics` does, ``perplexity`` and ``token_accuracy``, of next tokens."""
+    found = masked_metrics(losses, hits, counts)
+    return {"perplexity": found["perplexity"], "token_accuracy": found["accuracy"]}

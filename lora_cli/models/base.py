@@ -146,14 +146,20 @@ def check_vocabulary(tokenizer: Any, model: nn.Module, source: ModelSource) -> N
 
 
 def agree_on_padding(tokenizer: Any, model: nn.Module) -> None:
-    """Tell a model that knows no padding token the one of its tokenizer, in place.
+    """Tell a model that knows no padding token the one of its tokenizer; both are changed in place.
 
     Heads of decoders look for the last token that is none, and refuse several rows without it.
+    Where a model does not write, rows are padded at their right: a model that counts positions from
+    the first token of a row, as GPT-2 does, would count padding at its left. XLNet looks at the
+    last token instead, and counts no positions.
     """
     config: Any = model.config
     text = config.get_text_config()
     if getattr(text, "pad_token_id", None) is None:
         text.pad_token_id = tokenizer.pad_token_id
+    writes: Any = getattr(model, "can_generate", lambda: False)
+    if not writes() and config.model_type != "xlnet":
+        tokenizer.padding_side = "right"
 
 
 @contextmanager

@@ -73,6 +73,7 @@ AUTO_TARGETS: dict[str, tuple[str, ...]] = {
     "bigbird_pegasus": ("query", "value", "q_proj", "v_proj"),
     "blenderbot": _PROJECTIONS,
     "blenderbot-small": _PROJECTIONS,
+    "encoder-decoder": _QUERY_VALUE,  # of two encoders
     "fsmt": _PROJECTIONS,
     "led": ("query", "value", "q_proj", "v_proj"),
     "longt5": _Q_V,

@@ -23,6 +23,10 @@ _SPECIAL = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+_CHAT = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}[SEP]{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 # Names of the same thing in configurations of transformers, without those that are mapped.
 _WIDTHS = ("hidden_size", "embedding_size", "pooler_hidden_size")
 _INNER = (
@@ -50,13 +54,12 @@ def default_config(architecture: str, *, layers: int | None, positions: int) -> 
     Raises:
         UserError: If transformers has no such architecture.
     """
+    sizes = {} if layers is None else {"num_hidden_layers": layers}
     try:
-        config = transformers.AutoConfig.for_model(architecture)
+        config = transformers.AutoConfig.for_model(architecture, **sizes)
     except ValueError as error:
         known = sorted(transformers.CONFIG_MAPPING.keys())
         raise UserError(_unknown(architecture, known)) from error
-    if layers is not None:
-        config.num_hidden_layers = layers
     most = getattr(config, "max_position_embeddings", None)
     if isinstance(most, int) and most < positions:
         config.max_position_embeddings = positions
@@ -64,7 +67,10 @@ def default_config(architecture: str, *, layers: int | None, positions: int) -> 
 
 
 def make_tokenizer(texts: Iterable[str]) -> Any:
-    """Return a WordPiece tokenizer that was trained on some texts, in any language."""
+    """Return a WordPiece tokenizer that was trained on some texts, in any language.
+
+    It has a chat template too.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
     special = list(_SPECIAL.values())
@@ -89,6 +95,7 @@ def make_tokenizer(texts: Iterable[str]) -> Any:
         eos_token=last,
         # Not all architectures have types of tokens.
         model_input_names=["input_ids", "attention_mask"],
+        chat_template=_CHAT,
         **_SPECIAL,
     )
 
@@ -120,10 +127,10 @@ def write_tiny_model(
     try:
         with silence(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            if own is not None:
-                model = own(config)
-            else:
-                model = getattr(transformers, auto_class).from_config(config)
+            # One without the head of the task is refused where the model is read.
+            factory = getattr(transformers, auto_class)
+            factory = factory if type(config) in factory._model_mapping else transformers.AutoModel
+            model = factory.from_config(config) if own is None else own(config)
             model.to(config.dtype or torch.float32).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
     except LOADING_ERRORS as error:

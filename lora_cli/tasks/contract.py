@@ -52,7 +52,8 @@ class Task(Protocol):
 
         Returns a dict with `id`, `length` (a cost, used to put rows of like size together), `cut`
         (the number of tokens that a limit left out), `supervised` (the number of things in it
-        to learn from: rows, words, tokens) and whatever `collate` reads.
+        to learn from: rows, words, tokens) and whatever `collate` reads. Where `left_out` is true
+        the row is not used, in training and evaluation.
 
         Raises UserError that names the row if it cannot be encoded.
         """
@@ -69,6 +70,9 @@ class Task(Protocol):
         that differs from step to step, for families that draw something themselves: with the id of
         a row it says what to draw for it, in whatever batch or process that row is. Outside of
         training there is none.
+
+        Outside of training a family may generate as well, unless `batch["generate"]` is false:
+        then two forms of a model are compared by what they compute.
         """
 
     def decode(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[Any]:
@@ -126,6 +130,14 @@ class Family(Protocol):
 
     def count_labels(self, rows: Sequence[Row], state: Mapping[str, Any]) -> Mapping[str, int]:
         """Return how often each label is there; nothing where targets are no labels."""
+
+    def arrange(
+        self, config: Any, features: Sequence[Features], model: nn.Module
+    ) -> tuple[Sequence[Features], tuple[str, ...]]:
+        """Put encoded training rows together as they are to be trained on, such as several in one.
+
+        The second value says what was done, in sentences. `model` is in evaluation mode.
+        """
 
     def check_row(self, row: Row, state: Mapping[str, Any]) -> None:
         """Raise UserError if the task cannot predict this row."""

@@ -23,7 +23,7 @@ from lora_cli.data.sources import Loaded
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
 from lora_cli.tasks.contract import Batch, Features, StepOutput
-from lora_cli.tasks.rows import Columns, Role, RowFamily
+from lora_cli.tasks.rows import Columns, Role, RowFamily, without_blank
 from lora_cli.tasks.windows import trim
 
 _BEST = 5
@@ -294,17 +294,7 @@ class MaskedLanguageModeling(RowFamily):
         self, loaded: Loaded, columns: Columns
     ) -> tuple[dict[str, tuple[Row, ...]], list[str]]:
         """Leave out blank texts, which files of running text have between paragraphs."""
-        column, kept, notes = columns["text"] or "", {}, []
-        for split, rows in loaded.rows.items():
-            kept[split] = tuple(
-                row
-                for row in rows
-                if not isinstance(text := row.values.get(column), str) or text.strip()
-            )
-            if len(kept[split]) < len(rows):
-                left_out = len(rows) - len(kept[split])
-                notes.append(f"{split}: left out {left_out:,} of {len(rows):,} rows, with no text")
-        return kept, notes
+        return without_blank(loaded, columns["text"] or "")
 
     def build(
         self, config: MaskedLanguageModelingConfig, state: Mapping[str, Any], processor: Any

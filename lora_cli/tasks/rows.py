@@ -17,6 +17,7 @@ from lora_cli.data.sources import Loaded, load_rows
 from lora_cli.data.splits import choose_splits, limit_rows
 from lora_cli.data.types import Row, Splits
 from lora_cli.errors import Problem, UserError
+from lora_cli.tasks.contract import Features
 
 Columns = Mapping[str, str | None]
 
@@ -110,6 +111,13 @@ class RowFamily(ABC):
         """Return how often each label is there; nothing where targets are no labels."""
         del rows, state
         return {}
+
+    def arrange(
+        self, config: Any, features: Sequence[Features], model: nn.Module
+    ) -> tuple[Sequence[Features], tuple[str, ...]]:
+        """Leave encoded training rows as they are."""
+        del config, model
+        return features, ()
 
     def stratum(self, row: Row, columns: Columns) -> Any:
         """Return what a cut of train is balanced by, compared as text."""
@@ -290,6 +298,24 @@ class RowFamily(ABC):
 def read_columns(roles: Iterable[Role], columns: Columns) -> list[str]:
     """Return the columns that are there for some roles, in their order."""
     return [column for role in roles if (column := columns[role.name]) is not None]
+
+
+def without_blank(loaded: Loaded, column: str) -> tuple[dict[str, tuple[Row, ...]], list[str]]:
+    """Return the rows without blank texts, which files of running text have between paragraphs.
+
+    The second value is a sentence for each split that had some.
+    """
+    kept, notes = {}, []
+    for split, rows in loaded.rows.items():
+        kept[split] = tuple(
+            row
+            for row in rows
+            if not isinstance(text := row.values.get(column), str) or text.strip()
+        )
+        if len(kept[split]) < len(rows):
+            left_out = len(rows) - len(kept[split])
+            notes.append(f"{split}: left out {left_out:,} of {len(rows):,} rows, with no text")
+    return kept, notes
 
 
 def raise_if(problems: Iterable[Problem]) -> None:

@@ -1,11 +1,15 @@
 """The task families by name; a new family adds one row here and one file beside."""
 
+from lora_cli.tasks.answer_choice import AnswerChoice
+from lora_cli.tasks.causal_language_modeling import CausalLanguageModeling
+from lora_cli.tasks.chat import Chat
 from lora_cli.tasks.contract import Family
 from lora_cli.tasks.masked_language_modeling import MaskedLanguageModeling
 from lora_cli.tasks.multi_label import MultiLabelClassification
 from lora_cli.tasks.multiple_choice import MultipleChoice
 from lora_cli.tasks.question_answering import QuestionAnswering
 from lora_cli.tasks.ranking import Ranking
+from lora_cli.tasks.seq2seq import Seq2Seq
 from lora_cli.tasks.text_classification import TextClassification
 from lora_cli.tasks.text_regression import TextRegression
 from lora_cli.tasks.token_classification import TokenClassification
@@ -19,4 +23,8 @@ FAMILIES: dict[str, Family] = {
     "question_answering": QuestionAnswering(),
     "ranking": Ranking(),
     "masked_language_modeling": MaskedLanguageModeling(),
+    "causal_language_modeling": CausalLanguageModeling(),
+    "chat": Chat(),
+    "seq2seq": Seq2Seq(),
+    "answer_choice": AnswerChoice(),
 }

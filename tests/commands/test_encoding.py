@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 from lora_cli.commands import encoding
 from lora_cli.commands.encoding import encode_rows, encoding_facts
-from lora_cli.config.tasks import TASKS, TextClassificationConfig
+from lora_cli.config.task_families import TASKS
+from lora_cli.config.tasks import TextClassificationConfig
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, RunFailedError, UserError
 from lora_cli.models.sources import ModelSource

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lora_cli.config.groups import group_options
-from lora_cli.config.tasks import TASKS
+from lora_cli.config.task_families import TASKS
 
 
 def test_the_list_is_what_a_run_would_take(run_cli: Any, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import pytest
 from lora_cli.config.commands import COMMANDS
 from lora_cli.config.decode import decode
 from lora_cli.config.schema import all_keys, iter_keys, nest
-from lora_cli.config.tasks import TASKS
+from lora_cli.config.task_families import TASKS
 
 KEYS = {(command, name): key for command in COMMANDS for name, key in all_keys(command).items()}
 

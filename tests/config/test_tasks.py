@@ -1,16 +1,7 @@
 from dataclasses import fields
 
-import pytest
-
-from lora_cli.config.tasks import TASKS, DataConfig
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_a_family_is_found_under_its_own_name(name: str) -> None:
-    config = TASKS[name]()
-    assert config.family == name
-    assert config.metric
-    assert config.max_length >= 4
+from lora_cli.config.task_families import TASKS
+from lora_cli.config.tasks import DataConfig
 
 
 def test_every_column_is_read_by_families_that_there_are() -> None:

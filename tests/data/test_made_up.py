@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from lora_cli.config.tasks import TASKS
+from lora_cli.config.task_families import TASKS
 from lora_cli.data.made_up import answer, answers, choices, sentence, tags, text, tokens
 from lora_cli.tasks.table import FAMILIES
 
@@ -49,7 +49,7 @@ def test_rows_have_the_columns_of_the_settings(family: str) -> None:
     assert len({str(row) for row in rows}) == 24
     columns = {
         f"{name}_column": f"my {name}"
-        for name in ("text", "tokens", "question", "candidate", "label", "answer", "tags")
+        for name in ("text", "tokens", "question", "candidate", "prompt", "source")
     }
     config = replace(config, data=replace(config.data, **columns))
     for row in FAMILIES[family].made_up_rows(config, 3):

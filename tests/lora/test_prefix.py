@@ -203,11 +203,28 @@ def test_a_coarse_base_keeps_a_float32_prefix() -> None:
     assert model.get_submodule(NAME).embeddings.grad.abs().sum() > 0
 
 
-def test_a_cache_of_the_caller_is_refused() -> None:
+def test_a_cache_without_the_prefix_is_refused() -> None:
     model = build(CONFIGS["gpt2"])
+    cache = transformers.DynamicCache()
+    model(input_ids=IDS, past_key_values=cache)
     put_prefix(model, num_tokens=2, seed=0)
     with pytest.raises(ValueError, match="without a cache"):
-        model(input_ids=IDS, past_key_values=transformers.DynamicCache())
+        model(input_ids=IDS, past_key_values=cache)
+
+
+def test_an_empty_cache_gets_the_prefix_once() -> None:
+    """Token by token the model says what it says of all at once, positions given or not."""
+    model = build(CONFIGS["gpt2"])
+    put_prefix(model, num_tokens=2, seed=0)
+    body = model.base_model
+    whole = body(input_ids=IDS)[0]
+    for given in (False, True):
+        cache = transformers.DynamicCache()
+        for place in range(IDS.shape[1]):
+            positions = {"position_ids": torch.tensor([[place]])} if given else {}
+            found = body(input_ids=IDS[:, [place]], past_key_values=cache, **positions)[0]
+            torch.testing.assert_close(found[:, 0], whole[:, place], atol=1e-5, rtol=1e-4)
+        assert cache.get_seq_length() == IDS.shape[1] + 2
 
 
 @pytest.mark.filterwarnings("ignore")

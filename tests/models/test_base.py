@@ -10,7 +10,12 @@ from transformers import tokenization_utils_base as tokenization
 from transformers.utils import logging as chatter
 
 from lora_cli.errors import UserError
-from lora_cli.models.base import check_vocabulary, load_base, load_tokenizer
+from lora_cli.models.base import (
+    agree_on_padding,
+    check_vocabulary,
+    load_base,
+    load_tokenizer,
+)
 from lora_cli.models.sources import resolve_model
 
 CLASSIFIER = "AutoModelForSequenceClassification"
@@ -228,3 +233,25 @@ def test_a_long_text_is_tokenized_without_a_warning(folder, monkeypatch):
     tokenizer.model_max_length = 8
     assert len(tokenizer("good " * 20)["input_ids"]) > 8
     assert told == []
+
+
+def test_models_with_a_head_are_padded_at_the_right(tiny_language_dir):
+    """GPT-2 counts positions from the first token of a row, padding or not."""
+    folder = tiny_language_dir("gpt2")
+    model, tokenizer = load(folder).model, load_tokenizer(resolve_model(str(folder)))
+    texts, said = ["the film was good", "music"], {}
+    for side in ("left", "right"):
+        tokenizer.padding_side = side
+        with torch.no_grad():
+            inputs = tokenizer(texts, padding=True, return_tensors="pt")
+            alone = tokenizer(texts[1:], return_tensors="pt")
+            said[side] = model(**inputs).logits[1], model(**alone).logits[0]
+    assert not torch.allclose(*said["left"], atol=1e-3)
+    torch.testing.assert_close(*said["right"], atol=1e-5, rtol=1e-5)
+    tokenizer.padding_side = "left"
+    agree_on_padding(tokenizer, model)
+    assert tokenizer.padding_side == "right"
+    writer = load(folder, auto_class="AutoModelForCausalLM").model
+    tokenizer.padding_side = "left"
+    agree_on_padding(tokenizer, writer)
+    assert tokenizer.padding_side == "left", "what writes is padded by what makes it write"

@@ -7,7 +7,7 @@ from typing import Any
 import peft.utils.constants
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from lora_cli.lora.kinds import is_linear, kind_of
@@ -17,6 +17,10 @@ from lora_cli.models.families import AUTO_TARGETS, auto_targets
 PEFT = peft.utils.constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 # What the default configuration lacks.
 SETTINGS: dict[str, dict[str, Any]] = {
+    "encoder-decoder": {
+        "encoder": {"model_type": "bert"},
+        "decoder": {"model_type": "bert", "is_decoder": True, "add_cross_attention": True},
+    },
     "esm": {"vocab_size": 33, "pad_token_id": 1},
     "nemotron_h": {"layers_block_type": ["attention", "mamba"]},
 }
@@ -27,7 +31,9 @@ def build_on_meta(model_type: str) -> torch.nn.Module:
     """The family's default size, with names and shapes but no numbers."""
     with torch.device("meta"):
         config = AutoConfig.for_model(model_type, **SETTINGS.get(model_type, {}))
-        return AutoModel.from_config(config)
+        # It has no model without a head.
+        auto = AutoModelForSeq2SeqLM if model_type == "encoder-decoder" else AutoModel
+        return auto.from_config(config)
 
 
 def auto_names(model_type: str) -> tuple[str, ...]:

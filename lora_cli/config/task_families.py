@@ -1,0 +1,49 @@
+"""The table of task families: the settings of each by its name. A new family adds two rows."""
+
+from lora_cli.config.language import (
+    AnswerChoiceConfig,
+    CausalLanguageModelingConfig,
+    ChatConfig,
+    Seq2SeqConfig,
+)
+from lora_cli.config.tasks import (
+    MaskedLanguageModelingConfig,
+    MultiLabelClassificationConfig,
+    MultipleChoiceConfig,
+    QuestionAnsweringConfig,
+    RankingConfig,
+    TextClassificationConfig,
+    TextRegressionConfig,
+    TokenClassificationConfig,
+)
+
+TaskConfig = (
+    TextClassificationConfig
+    | MultiLabelClassificationConfig
+    | TextRegressionConfig
+    | TokenClassificationConfig
+    | MultipleChoiceConfig
+    | QuestionAnsweringConfig
+    | RankingConfig
+    | MaskedLanguageModelingConfig
+    | CausalLanguageModelingConfig
+    | ChatConfig
+    | Seq2SeqConfig
+    | AnswerChoiceConfig
+)
+
+TASKS: dict[str, type[TaskConfig]] = {
+    "text_classification": TextClassificationConfig,
+    "multi_label_classification": MultiLabelClassificationConfig,
+    "text_regression": TextRegressionConfig,
+    "token_classification": TokenClassificationConfig,
+    "multiple_choice": MultipleChoiceConfig,
+    "question_answering": QuestionAnsweringConfig,
+    "ranking": RankingConfig,
+    "masked_language_modeling": MaskedLanguageModelingConfig,
+    "causal_language_modeling": CausalLanguageModelingConfig,
+    "chat": ChatConfig,
+    "seq2seq": Seq2SeqConfig,
+    "answer_choice": AnswerChoiceConfig,
+}
+"""Settings of each family, by its name."""

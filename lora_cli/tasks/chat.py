@@ -1,0 +1,348 @@
+"""Chat: a decoder learns what an assistant answers, in one turn or several.
+
+A conversation is written by the chat template of the model (see `lora_cli.tasks.chat_template`).
+The loss is cross-entropy over the tokens that the assistant writes, the end of each turn included
+(see `lora_cli.tasks.language`). On request, evaluations also answer the last question, and compare
+the answers with the true ones.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_cli.config.language import ChatConfig
+from lora_cli.data.messages import (
+    check_messages,
+    made_up_rows,
+    one_layout,
+    read_documents,
+    read_messages,
+)
+from lora_cli.data.sources import Loaded
+from lora_cli.data.types import Row
+from lora_cli.errors import Problem, UserError
+from lora_cli.tasks.chat_refusals import (
+    NOT_GENERATED,
+    needs_answers,
+    no_layout,
+    not_written,
+    too_long,
+)
+from lora_cli.tasks.chat_template import BUILT_IN, ChatTemplate, Refused, read_template
+from lora_cli.tasks.contract import Batch, Features, StepOutput
+from lora_cli.tasks.generation import as_rows, as_tensor, generate, text_of
+from lora_cli.tasks.language import (
+    Score,
+    collate_sequences,
+    next_token_loss,
+    scores,
+    supervised,
+    training_lines,
+)
+from lora_cli.tasks.rows import Columns, Role, RowFamily, raise_if
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrediction:
+    """What a model says of one conversation.
+
+    Attributes:
+        id: Row id.
+        score: How well the assistant's tokens are predicted; None where they are not known.
+        answer: What the model answers to the last question; None where it was not asked to.
+        reference: The true answer, where it is known and an answer was asked for.
+    """
+
+    id: str
+    score: Score | None
+    answer: str | None
+    reference: str | None
+
+
+class ChatTask:
+    """Chat bound to a configuration, columns and a tokenizer with a template."""
+
+    couples_rows = False
+
+    def __init__(self, config: ChatConfig, state: Mapping[str, Any], tokenizer: Any) -> None:
+        self.metric: str = config.metric
+        self.greater_is_better = config.metric != "perplexity"
+        self._config = config
+        self._columns: Columns = state["columns"]
+        self._is_answering = bool(state.get("answering"))
+        self._tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer, state["chat_template"])
+        self._generation = config.generation
+        if not self._template.end_ids and self._template.end_text.strip():
+            stop = (*config.generation.stop, self._template.end_text.strip())
+            self._generation = dataclasses.replace(config.generation, stop=stop)
+
+    def encode(self, row: Row) -> Features:
+        """Write a conversation by the template.
+
+        Returns:
+            Besides what all features have: its one sequence, ``sequences``; where an answer is to
+            be generated, the tokens of the ``prompt`` and the true answer, ``reference``; and
+            ``left_out`` where the conversation is too long and such are not to be used.
+
+        Raises:
+            UserError: If the template does not write it, or it is too long.
+        """
+        messages = read_messages(row, self._columns, answering=self._is_answering)
+        system = self._config.system_prompt
+        if system is not None and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": system})
+        documents = read_documents(row, self._columns["documents"])
+        try:
+            if self._is_answering:
+                return self._question(row, self._template.prompt(messages, documents), None)
+            ids, spans = self._template.read(messages, documents)
+            features = self._whole(row, ids, spans)
+            if self._config.generate_in_eval:
+                last = max(n for n, one in enumerate(messages) if one["role"] == "assistant")
+                prompt = self._template.prompt(messages[:last], documents)
+                asked = self._question(row, prompt, str(messages[last]["content"]))
+                features |= {name: asked[name] for name in ("prompt", "reference")}
+        except Refused as refused:
+            raise UserError(not_written(row, refused)) from refused
+        return features
+
+    def collate(self, features: Sequence[Features]) -> Batch:
+        """Stack conversations, each padded at its right; `prompts` are those to be answered."""
+        batch = collate_sequences(features, padding=self._tokenizer.pad_token_id)
+        return {**batch, "prompts": [row.get("prompt") for row in features], "rows": list(features)}
+
+    def forward(self, model: Callable[..., Any], batch: Batch) -> StepOutput:
+        """Return the loss of the assistant's tokens; outside of training, generate if asked to.
+
+        The outputs are those of `next_token_loss`, and ``answers`` (B, G), generated tokens.
+        """
+        if not self._is_answering:
+            found = next_token_loss(model, batch)
+            is_scored_only = "seed" in batch or not batch.get("generate", True)
+            if is_scored_only or not self._config.generate_in_eval:
+                return found
+        else:
+            found = StepOutput(torch.zeros(()), 0, {})
+        written = generate(
+            model,
+            self._tokenizer,
+            batch["prompts"],
+            self._generation,
+            ids=batch["ids"],
+            end_ids=self._template.end_ids,
+        )
+        device = batch["inputs"]["input_ids"].device
+        answers = as_tensor(written, device=device)
+        return StepOutput(found.loss_sum, found.count, {**found.outputs, "answers": answers})
+
+    def decode(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[ChatPrediction]:
+        """Return one prediction a row."""
+        rows = batch["rows"]
+        known = scores(outputs, batch) if "log_probs" in outputs else [None] * len(rows)
+        answers: list[str | None] = [None] * len(rows)
+        if "answers" in outputs:
+            written = as_rows(outputs["answers"])
+            answers = [text_of(self._tokenizer, tokens, self._generation) for tokens in written]
+        return [
+            ChatPrediction(row["id"], score, answer, row.get("reference"))
+            for row, score, answer in zip(rows, known, answers, strict=True)
+        ]
+
+    def metrics(self, predictions: Sequence[ChatPrediction]) -> dict[str, float]:
+        """Return what `token_metrics` does and, with answers, what `generation_metrics` does."""
+        from lora_cli.metrics.perplexity import token_metrics
+
+        known = [one.score for one in predictions if one.score is not None]
+        metrics = token_metrics(
+            [one.loss_sum for one in known],
+            [one.hits for one in known],
+            [one.count for one in known],
+        )
+        pairs = [
+            (one.answer, one.reference)
+            for one in predictions
+            if one.answer is not None and one.reference is not None
+        ]
+        if pairs:
+            from lora_cli.metrics.generation import generation_metrics
+
+            metrics |= generation_metrics([a for a, _ in pairs], [[true] for _, true in pairs])
+        return metrics
+
+    def report(self, predictions: Sequence[ChatPrediction]) -> dict[str, Any]:
+        """Return nothing: there are no classes."""
+        del predictions
+        return {}
+
+    def to_json(self, prediction: ChatPrediction) -> dict[str, Any]:
+        """Return id; answer and the true one, where it was generated; loss and tokens if known."""
+        from lora_cli.metrics.perplexity import perplexity
+
+        line: dict[str, Any] = {"id": prediction.id}
+        if prediction.answer is not None:
+            line["answer"] = prediction.answer
+        if prediction.reference is not None:
+            line["reference"] = prediction.reference
+        if (score := prediction.score) is not None and score.count:
+            line["loss"] = score.loss_sum / score.count
+            line["perplexity"] = perplexity(score.loss_sum, score.count)
+            line["tokens"] = score.count
+        return line
+
+    def _whole(self, row: Row, ids: list[int], spans: list[tuple[int, int]]) -> Features:
+        """Return the features of a conversation, as long as it may be."""
+        most, overlong = self._config.max_length, self._config.overlong
+        cut = max(0, len(ids) - most)
+        features: Features = {"id": row.id, "cut": 0}
+        if cut and overlong == "drop":
+            features["left_out"] = True
+        elif cut and overlong == "error":
+            raise UserError(too_long(row, len(ids), most, what="conversation"))
+        elif cut:
+            features["cut"] = cut
+            ids = ids[:most]
+        kept = [[start, min(end, len(ids))] for start, end in spans if start < len(ids)]
+        sequences = [{"input_ids": ids, "spans": kept}]
+        learned = supervised(sequences)
+        if cut and not learned:
+            first = spans[0][0] if spans else len(ids)
+            raise UserError(too_long(row, first, most, what="prompt"))
+        return {**features, "length": len(ids), "sequences": sequences, "supervised": learned}
+
+    def _question(self, row: Row, prompt: list[int], reference: str | None) -> Features:
+        """Return the features of a conversation that is to be answered."""
+        if len(prompt) > self._config.max_length and self._is_answering:
+            raise UserError(too_long(row, len(prompt), self._config.max_length, what="prompt"))
+        return {
+            "id": row.id,
+            "length": len(prompt),
+            "cut": 0,
+            "supervised": 0,
+            "sequences": [],
+            "prompt": prompt,
+            "reference": reference,
+        }
+
+
+class Chat(RowFamily):
+    """The family's row in the table."""
+
+    auto_class = "AutoModelForCausalLM"
+    task_type: str | None = "CAUSAL_LM"
+    inputs = (
+        Role("messages", ("messages", "conversations", "conversation"), optional=True),
+        Role("prompt", ("prompt", "instruction", "question", "query", "user"), optional=True),
+        Role("input", ("input",), optional=True),
+        Role("system", ("system", "system_prompt"), optional=True),
+        Role("documents", ("documents", "passages"), optional=True),
+    )
+    targets = (
+        Role(
+            "completion",
+            ("completion", "output", "response", "answer", "chosen", "assistant"),
+            optional=True,
+        ),
+    )
+
+    def check_rows(self, rows: Sequence[Row], columns: Columns) -> list[Problem]:
+        """Refuse rows that are no conversations, and without an answer unless it is wanted."""
+        answering = columns["messages"] is None and columns["completion"] is None
+        return check_messages(rows, columns, answering=answering)
+
+    def check_row(self, row: Row, state: Mapping[str, Any]) -> None:
+        """Refuse a row that cannot be answered."""
+        raise_if(check_messages((row,), state["columns"], answering=True))
+
+    def made_up_rows(self, config: ChatConfig, count: int) -> list[dict[str, Any]]:
+        """Return conversations with the columns of the settings, for data out of reach."""
+        return made_up_rows(config.data, count)
+
+    def learn(
+        self, config: ChatConfig, train: Sequence[Row], loaded: Loaded, columns: Columns
+    ) -> dict[str, Any]:
+        """Return ``chat_template``: the name of one, or what is in the file, or None.
+
+        Raises:
+            UserError: If the file cannot be read.
+        """
+        del train, loaded, columns
+        source = config.chat_template
+        if source is None or source in BUILT_IN:
+            return {"chat_template": source}
+        return {"chat_template": read_template(Path(source))}
+
+    def describe(self, state: Mapping[str, Any]) -> str:
+        """Return nothing."""
+        del state
+        return ""
+
+    def model_options(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return nothing: the head has an output for each token of the vocabulary."""
+        del state
+        return {}
+
+    def arrange(
+        self, config: ChatConfig, features: Sequence[Features], model: nn.Module
+    ) -> tuple[list[Features], tuple[str, ...]]:
+        """Put several conversations into a row, where that was asked for."""
+        if not config.packing:
+            return list(features), ()
+        return training_lines(features, model, max_length=config.max_length)
+
+    def bind_columns(
+        self, columns: Sequence[str], state: Mapping[str, Any], *, where: str
+    ) -> Mapping[str, Any]:
+        """Find messages, or a prompt, among the columns of rows to answer.
+
+        A column `text` is taken for a prompt where there is none of the known names.
+        """
+        found = dict.fromkeys(state["columns"])
+        known = state["columns"]
+        for role in self.inputs:
+            more = ("text",) if role.name == "prompt" else ()
+            names = (known[role.name], *role.known, *more)
+            usual = (name for name in names if name in columns)
+            found[role.name] = next(usual, None)
+        if found["messages"] is None and found["prompt"] is None:
+            raise UserError(
+                Problem(
+                    id="data.missing-column",
+                    message="The rows must have a column with messages, or with a prompt, but "
+                    "have not.",
+                    where=where,
+                    allowed=", ".join(columns),
+                    fix="rename the column with what the user says to prompt",
+                )
+            )
+        return {**state, "columns": one_layout(found), "answering": True}
+
+    def build(self, config: ChatConfig, state: Mapping[str, Any], processor: Any) -> ChatTask:
+        """Bind the family; `processor` is a fast tokenizer.
+
+        Raises:
+            UserError: If it cannot tell where tokens are, there is no usable template, or answers
+                are to be compared that are not asked for, or cannot be.
+        """
+        if config.metric not in NOT_GENERATED and not config.generate_in_eval:
+            raise UserError(needs_answers(config.metric))
+        if config.generate_in_eval:
+            from lora_cli.metrics.generation import check_metric_packages
+
+            check_metric_packages("task.generate_in_eval=true")
+        return ChatTask(config, state, processor)
+
+    def _resolve(self, data: Any, columns: Sequence[str]) -> tuple[Columns, list[str]]:
+        found, notes = super()._resolve(data, columns)
+        if found["messages"] is None and None in (found["prompt"], found["completion"]):
+            raise UserError(no_layout(columns))
+        # A prompt that the user names goes before messages that merely are there.
+        by_prompt = data.prompt_column is not None and data.messages_column is None
+        kept = one_layout({**found, "messages": None} if by_prompt else found)
+        used = {name for name in kept.values() if name is not None}
+        return kept, [note for note in notes if any(f"column {name} " in note for name in used)]

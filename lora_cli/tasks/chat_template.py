@@ -1,0 +1,342 @@
+"""Chat templates: how a conversation becomes text, and which of its tokens the assistant writes.
+
+A template is rendered by `apply_chat_template` of transformers, in its sandbox. What the assistant
+writes of a turn is all between the end of the prompt that it is asked with and the mark that ends
+the turn, this included. Where a template has ``{% generation %}`` marks, these tell. Elsewhere the
+turn is found in the rendering of the whole conversation, by rendering that once more with another
+text in its place: what is equal before and after is not the turn. So it does not matter whether a
+template renders earlier turns in another way once later ones are there.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_cli.data.messages import Message, put_before_question
+from lora_cli.errors import Problem, UserError
+
+# Characters of the private use area, which no text has by itself.
+_MARK = "\ue0f1turn\ue0f2"
+_PROBE = ({"role": "user", "content": "question"}, {"role": "assistant", "content": _MARK})
+_DOCUMENT = {"title": "\ue0f3title", "text": "\ue0f3text"}
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_KEY = "task.chat_template"
+_MOST_BYTES = 1 << 20
+# Characters that a template may put between the prompt and the text of a turn.
+_FAR = 200
+
+BUILT_IN = {
+    "chatml": (
+        "{% for message in messages %}"
+        "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "alpaca": (
+        "{% for message in messages %}"
+        "{% if message['role'] == 'user' %}"
+        "{{ '### Instruction:\n' + message['content'] + '\n\n' }}"
+        "{% elif message['role'] == 'assistant' %}"
+        "{{ '### Response:\n' + message['content'] + eos_token + '\n\n' }}"
+        "{% else %}{{ message['content'] + '\n\n' }}{% endif %}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
+    ),
+}
+"""Templates for models that have none, by name."""
+
+Spans = list[tuple[int, int]]
+
+
+class Refused(Exception):  # noqa: N818  # becomes a Problem that names the row
+    """A template cannot render a conversation, or it cannot be told what the assistant writes."""
+
+
+class ChatTemplate:
+    """The template of a tokenizer.
+
+    Args:
+        tokenizer: A fast tokenizer. It is given the template, to be saved with it.
+        source: The template, a name of `BUILT_IN`, or None for the tokenizer's own.
+
+    Attributes:
+        end_text: What follows the text of a turn and ends it; empty where nothing does.
+        end_ids: The special token in it, by which a model stops; none where there is no such.
+        takes_documents: Whether the template shows passages that it is given.
+
+    Raises:
+        UserError: If there is no template, or it does not render a question and an answer.
+    """
+
+    def __init__(self, tokenizer: Any, source: str | None) -> None:
+        self._tokenizer = tokenizer
+        if source is not None:
+            tokenizer.chat_template = self._built_in(source) if source in BUILT_IN else source
+        if not getattr(tokenizer, "chat_template", None):
+            raise UserError(_missing(tokenizer))
+        try:
+            self._special = _special_tokens(tokenizer)
+            self._marked = _GENERATION.search(tokenizer.get_chat_template()) is not None
+            tail = self.render(_PROBE).partition(_MARK)[2]
+            shown = self.render(_PROBE, documents=[_DOCUMENT])
+        except (Refused, ValueError) as refused:
+            raise UserError(_unusable(str(refused))) from refused
+        first = min((one for one in self._special if one in tail), key=tail.index, default=None)
+        self.end_text = tail.rstrip() if first is None else tail[: tail.index(first) + len(first)]
+        self.end_ids: tuple[int, ...] = ()
+        if first is not None:
+            self.end_ids = (tokenizer.convert_tokens_to_ids(first),)
+        self.takes_documents = _DOCUMENT["text"] in shown
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        documents: Sequence[Mapping[str, str]] = (),
+        prompt: bool = False,
+    ) -> str:
+        """Return the text of a conversation; with `prompt` it ends where the assistant goes on.
+
+        Raises:
+            Refused: If the template does not render it.
+        """
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                list(messages),
+                documents=list(documents) or None,
+                add_generation_prompt=prompt,
+                tokenize=False,
+            )
+        # A template may go wrong in any way.
+        except Exception as error:
+            raise Refused(_first_line(error)) from error
+        return text
+
+    def prompt(
+        self, messages: Sequence[Message], documents: Sequence[Mapping[str, str]] = ()
+    ) -> list[int]:
+        """Return the tokens of a conversation, up to where the assistant goes on.
+
+        Raises:
+            Refused: If the template does not render it.
+        """
+        messages, documents = self._placed(messages, documents)
+        text = self.render(messages, documents=documents, prompt=True)
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def read(
+        self, messages: Sequence[Message], documents: Sequence[Mapping[str, str]] = ()
+    ) -> tuple[list[int], Spans]:
+        """Return the tokens of a conversation, and those that the assistant writes.
+
+        A turn of which the template leaves out the thinking is not one that a model would write,
+        and has no span. Where a template ends no turn by a special token, the end token of the
+        tokenizer is put behind the last turn, and what follows that is left out.
+
+        Returns:
+            The tokens, and first token and token after the last of each turn.
+
+        Raises:
+            Refused: If the template does not render it, or it cannot be told.
+        """
+        messages, documents = self._placed(messages, documents)
+        if self._marked:
+            ids, spans = self._read_marks(messages, documents)
+        else:
+            text = self.render(messages, documents=documents)
+            turns = [
+                self._find_turn(messages, number, text, documents)
+                for number, message in enumerate(messages)
+                if message["role"] == "assistant"
+            ]
+            ids, spans = self._tokenize(text, [turn for turn in turns if turn is not None])
+        end = self._tokenizer.eos_token_id
+        if spans and not self.end_ids and end is not None and messages[-1]["role"] == "assistant":
+            first, last = spans[-1]
+            ids, spans[-1] = [*ids[:last], end], (first, last + 1)
+        return ids, spans
+
+    def _placed(
+        self, messages: Sequence[Message], documents: Sequence[Mapping[str, str]]
+    ) -> tuple[Sequence[Message], Sequence[Mapping[str, str]]]:
+        """Put passages into the question where the template does not show them."""
+        if documents and not self.takes_documents:
+            return put_before_question(messages, documents), ()
+        return messages, documents
+
+    def _find_turn(
+        self,
+        messages: Sequence[Message],
+        number: int,
+        text: str,
+        documents: Sequence[Mapping[str, str]],
+    ) -> tuple[int, int] | None:
+        """Return where in `text` the assistant's turn `number` is, in characters."""
+        marked = [dict(message) for message in messages]
+        marked[number]["content"] = _MARK
+        before, mark, after = self.render(marked, documents=documents).partition(_MARK)
+        if not mark or _MARK in after or "tool_calls" in messages[number]:
+            return self._between_prefixes(messages, number, text, documents)
+        end = len(text) - len(after)
+        start = self._start(messages[:number], text, before, documents)
+        if start is None or not start <= end or not text.endswith(after):
+            raise Refused(f"turn {number + 1} changes what is around it")
+        said = str(messages[number]["content"])
+        if "</think>" in said and not _squash(text[:end]).endswith(_squash(said)):
+            return None
+        return start, end + (len(self.end_text) if after.startswith(self.end_text) else 0)
+
+    def _start(
+        self,
+        earlier: Sequence[Message],
+        text: str,
+        before: str,
+        documents: Sequence[Mapping[str, str]],
+    ) -> int | None:
+        """Return where a turn begins: behind the prompt that a model is asked with.
+
+        Args:
+            earlier: The messages before the turn.
+            text: The whole conversation.
+            before: What is before the text of the turn, with another text in its place.
+            documents: Passages.
+        """
+        try:
+            asked = self.render(earlier, documents=documents, prompt=True) if earlier else ""
+        except Refused:
+            asked = ""
+        if asked and text.startswith(asked) and before.startswith(asked):
+            return len(asked)
+        # The prompt was another one then; what it ends with is the same, as the header of a turn.
+        best, most = len(before), 0
+        for place in range(len(before), max(0, len(before) - _FAR), -1):
+            between = before[place:]
+            if any(token in between for token in self._special):
+                break
+            same = _same_end(before[:place], asked)
+            if same > most and str(earlier[-1]["content"]) not in between:
+                best, most = place, same
+        return best if text.startswith(before[:best]) else None
+
+    def _between_prefixes(
+        self,
+        messages: Sequence[Message],
+        number: int,
+        text: str,
+        documents: Sequence[Mapping[str, str]],
+    ) -> tuple[int, int]:
+        """Find a turn by what the conversation is without it and with nothing behind it."""
+        asked = self.render(messages[:number], documents=documents, prompt=True)
+        told = self.render(messages[: number + 1], documents=documents)
+        if not (told.startswith(asked) and text.startswith(told)):
+            raise Refused(f"turn {number + 1} is not found in what the template makes of it")
+        stop = self.end_text.strip()
+        place = told.rfind(stop, len(asked)) if stop else -1
+        return len(asked), place + len(stop) if place >= 0 else len(told.rstrip())
+
+    def _tokenize(self, text: str, turns: Sequence[tuple[int, int]]) -> tuple[list[int], Spans]:
+        found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        offsets, spans = found["offset_mapping"], []
+        for start, end in turns:
+            inside = [
+                place
+                for place, (first, last) in enumerate(offsets)
+                if first < end and last > start and first < last
+            ]
+            if inside:
+                spans.append((inside[0], inside[-1] + 1))
+        return found["input_ids"], spans
+
+    def _read_marks(
+        self, messages: Sequence[Message], documents: Sequence[Mapping[str, str]]
+    ) -> tuple[list[int], Spans]:
+        """Return tokens and turns as the marks in the template tell, and the end of each turn."""
+        try:
+            found = self._tokenizer.apply_chat_template(
+                list(messages),
+                documents=list(documents) or None,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+            )
+        except Exception as error:
+            raise Refused(_first_line(error)) from error
+        ids, spans = found["input_ids"], []
+        padded = [0, *found["assistant_masks"], 0]
+        edges = [n for n in range(len(ids) + 1) if padded[n] != padded[n + 1]]
+        for first, end in zip(edges[::2], edges[1::2], strict=True):
+            ends_here = end < len(ids) and ids[end] in self.end_ids
+            spans.append((first, end + 1 if ends_here else end))
+        return ids, spans
+
+    def _built_in(self, name: str) -> str:
+        ids = self._tokenizer("a")["input_ids"]
+        starts = ids and ids[0] == self._tokenizer.bos_token_id
+        return ("{{ bos_token }}" if starts else "") + BUILT_IN[name]
+
+
+def _special_tokens(tokenizer: Any) -> frozenset[str]:
+    added = tokenizer.added_tokens_decoder.values()
+    return frozenset((*tokenizer.all_special_tokens, *(str(one) for one in added if one.special)))
+
+
+def read_template(path: Path) -> str:
+    """Return what is in a file with a template.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError("it has more than 1 MiB")
+        text = path.read_text(encoding="utf-8")
+        if not text.strip():
+            raise ValueError("it is empty")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            Problem(
+                id="chat.no-such-template",
+                message=f"`{_KEY}` must name a template or a file with one, but "
+                f'"{path}" cannot be read ({error}).',
+                key=_KEY,
+                allowed=", ".join((*BUILT_IN, "a file with a template in Jinja")),
+                fix="check the path; it is relative to the recipe or to the current folder",
+            )
+        ) from error
+    return text
+
+
+def _same_end(left: str, right: str) -> int:
+    pairs = zip(reversed(left), reversed(right), strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+
+
+def _squash(text: str) -> str:
+    return "".join(text.split())
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200].rstrip(".") if lines else type(error).__name__
+
+
+def _missing(tokenizer: Any) -> Problem:
+    return Problem(
+        id="chat.no-template",
+        message=f"`{_KEY}` must say how a conversation is written, since the tokenizer of the "
+        f"model ({type(tokenizer).__name__}) has no chat template, but is not set.",
+        key=_KEY,
+        allowed=", ".join((*BUILT_IN, "a file with a template in Jinja")),
+        fix=f"{_KEY}=chatml",
+    )
+
+
+def _unusable(reason: str) -> Problem:
+    return Problem(
+        id="chat.bad-template",
+        message=f"The chat template must render a question and an answer, but does not: {reason}.",
+        key=_KEY,
+        allowed=", ".join((*BUILT_IN, "a file with a template in Jinja")),
+        fix=f"{_KEY}=chatml",
+    )

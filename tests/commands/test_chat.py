@@ -1,0 +1,348 @@
+"""Chat through every command, and what comes after it."""
+
+import json
+import math
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+
+COLOURS = {"grass": "green", "snow": "white", "coal": "black", "sky": "blue", "blood": "red"}
+WORDS = ("user", "assistant", "system", "what", "colour", "is", "it", "now", "please", "so")
+SPECIAL = ("<|im_start|>", "<|im_end|>", "</s>")
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def chat_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with a tokenizer of words and the tokens of ChatML."""
+    folder = tmp_path_factory.mktemp("chat-base")
+    words = ["[UNK]", *WORDS, *COLOURS, *COLOURS.values()]
+    made = Tokenizer(models.WordLevel({w: n for n, w in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens([AddedToken(one, special=True, normalized=False) for one in SPECIAL])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="[UNK]", eos_token="</s>", model_max_length=64
+    )
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, intermediate_size=64, max_position_embeddings=64,
+        initializer_range=0.2, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def ask(draw: random.Random, thing: str) -> str:
+    return " ".join(["what colour is", thing, *draw.choices(("now", "please", "so"), k=2)])
+
+
+def conversation(draw: random.Random) -> list[dict[str, str]]:
+    turns = []
+    for thing in draw.choices(list(COLOURS), k=draw.randint(1, 3)):
+        turns.append({"role": "user", "content": ask(draw, thing)})
+        turns.append({"role": "assistant", "content": f"it is {COLOURS[thing]}"})
+    return turns
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def run(run_cli: Any, chat_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    cwd, draw = tmp_path_factory.mktemp("chat"), random.Random(3)
+    data = cwd / "rows"
+    data.mkdir()
+    for split, count in (("train", 96), ("validation", 16), ("test", 16)):
+        write_rows(
+            data / f"{split}.jsonl", [{"messages": conversation(draw)} for _ in range(count)]
+        )
+    settings = (
+        f"model.path={chat_base}",
+        "task=chat",
+        f"task.data.path={data}",
+        "task.max_length=64",
+        "task.generate_in_eval=true",
+        "task.generation.max_new_tokens=8",
+        "lora=all-linear",
+        "optimizer.lr=0.02",
+        "trainer.epochs=12",
+        "trainer.global_batch_size=16",
+        "trainer.eval_steps=72",
+    )
+    finished = run_cli("train", *settings, "run.name=a", cwd=cwd)
+    assert finished.code == 0, finished.err
+    path = cwd / "runs" / "a"
+    result = json.loads((path / "result.json").read_text())
+    return SimpleNamespace(
+        path=path, data=data, base=chat_base, settings=settings, result=result, said=finished
+    )
+
+
+def test_answers_are_learned(run: Any) -> None:
+    base, adapter = run.result["base"], run.result["adapter"]
+    names = {"perplexity", "token_accuracy", "loss", "exact_match", "bleu", "chrf", "rougeL"}
+    assert names <= set(adapter)
+    assert adapter["loss"] < 0.5 * base["loss"]
+    assert adapter["perplexity"] == pytest.approx(math.exp(adapter["loss"]))
+    assert adapter["exact_match"] == 1
+    assert base["exact_match"] == 0
+    assert adapter["chrf"] > base["chrf"]
+    assert run.result["merged"]["loss"] == pytest.approx(adapter["loss"], abs=1e-4)
+
+
+def test_the_loss_is_that_of_plain_torch(run: Any, run_cli: Any, tmp_path: Path) -> None:
+    """Cross-entropy over the words of the assistant and <|im_end|>, with PEFT's model."""
+    done = run_cli("eval", run.path, "split=test", "--json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    base = transformers.AutoModelForCausalLM.from_pretrained(run.base)
+    model = peft.PeftModel.from_pretrained(base, run.path / "adapter").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run.base)
+    marked = TEMPLATE.replace(
+        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}",
+        "{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content + '<|im_end|>' }}{% endgeneration %}{% else %}{{ m.content + '<|im_end|>' }}"
+        "{% endif %}{{ '\n' }}",
+    )
+    total, count, hits = 0.0, 0, 0
+    for line in (run.data / "test.jsonl").read_text().splitlines():
+        found = tokenizer.apply_chat_template(
+            json.loads(line)["messages"], chat_template=marked, return_dict=True,
+            return_assistant_tokens_mask=True,
+        )  # fmt: skip
+        ids = torch.tensor([found["input_ids"]])
+        own = torch.tensor(found["assistant_masks"], dtype=torch.bool)
+        labels = ids.masked_fill(~own, -100)
+        with torch.no_grad():
+            output = model(input_ids=ids, labels=labels)
+        total += float(output.loss) * int(own.sum())
+        hits += int((output.logits[0, :-1].argmax(-1) == ids[0, 1:])[own[1:]].sum())
+        count += int(own.sum())
+    adapter = done.lines[0]["adapter"]
+    assert adapter["loss"] == pytest.approx(total / count, rel=1e-4)
+    assert adapter["token_accuracy"] == pytest.approx(hits / count)
+
+
+def test_predict_answers(run: Any, run_cli: Any, tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": "what colour is snow now now"}], "who": 1},
+        {"prompt": "what colour is coal so please"},
+        {
+            "conversations": [
+                {"from": "human", "value": "what colour is sky now so"},
+                {"from": "gpt", "value": "it is blue"},
+                {"from": "human", "value": "what colour is grass please so"},
+                {"from": "gpt", "value": "it is red"},
+            ]
+        },
+    ]
+    expected = ["it is white", "it is black", "it is green"]
+    for row, answer in zip(rows, expected, strict=True):
+        done = run_cli("predict", run.path, cwd=tmp_path, stdin=json.dumps(row).encode())
+        assert done.code == 0, done.err
+        assert done.lines[0]["answer"] == answer
+        assert done.lines[0].get("who") == row.get("who")
+    done = run_cli("predict", run.path, "text=what colour is blood so so", cwd=tmp_path)
+    assert done.lines[0]["answer"] == "it is red"
+
+
+def test_a_prompt_that_is_too_long_ends_the_predictions(
+    run: Any, run_cli: Any, tmp_path: Path
+) -> None:
+    long = {"prompt": "what " * 80}
+    rows = [{"prompt": "what colour is coal so please"}, long]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    done = run_cli("predict", run.path, "input=rows.jsonl", cwd=tmp_path)
+    assert done.code == 1
+    assert [line["answer"] for line in done.lines] == ["it is black"]
+    assert "error[task.overlong]" in done.err
+    assert "rows.jsonl row 2" in done.err
+    assert "error[predict.incomplete]" in done.err
+    write_rows(tmp_path / "rows.jsonl", rows[::-1])
+    done = run_cli("predict", run.path, "input=rows.jsonl", cwd=tmp_path)
+    assert (done.code, done.out) == (2, "")
+
+
+def test_merged_and_exported_say_the_same(run: Any, run_cli: Any, tmp_path: Path) -> None:
+    merged = tmp_path / "m"
+    done = run_cli("merge", run.path, f"output={merged}", "--json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert done.lines[0]["agreement"] == 1
+    done = run_cli("eval", run.path, f"merged={merged}", "--json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert done.lines[0]["merged"] == pytest.approx(done.lines[0]["adapter"], abs=1e-3)
+    lines = (run.path / "predictions" / "test.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["answer"] == json.loads(line)["reference"] for line in lines)
+    model = transformers.AutoModelForCausalLM.from_pretrained(merged)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(merged)
+    inputs = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "what colour is snow so so"}],
+        add_generation_prompt=True, return_dict=True, return_tensors="pt",
+    )  # fmt: skip
+    written = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    start = inputs["input_ids"].shape[1]
+    assert tokenizer.decode(written[0, start:]) == "it is white <|im_end|>"
+
+
+@pytest.mark.parametrize("mode", ["continue", "merge"])
+def test_the_adapter_is_trained_on(run: Any, run_cli: Any, tmp_path: Path, mode: str) -> None:
+    more = ("trainer.max_steps=1", "trainer.global_batch_size=8", "run.dir=b", "--quiet")
+    done = run_cli(
+        "train", f"adapter={run.path}", f"adapter_mode={mode}", "task=chat",
+        f"task.data.path={run.data}", "task.max_length=64", *more, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    result = json.loads((tmp_path / "b" / "result.json").read_text())
+    start = result["start" if mode == "continue" else "base"]
+    assert start["loss"] == pytest.approx(run.result["adapter"]["loss"], abs=1e-3)
+
+
+QUICK = ("trainer.max_steps=1", "trainer.global_batch_size=8", "run.dir=b")
+
+
+def without(run: Any, *names: str) -> list[str]:
+    return [s for s in run.settings if not s.startswith(("trainer.", "task.gen", *names))]
+
+
+LAYOUTS: dict[str, tuple[dict[str, Any], str]] = {
+    "alpaca": ({"instruction": "what colour is", "input": "snow", "output": "it is white"}, "text"),
+    "prompt": ({"prompt": "what colour is snow", "completion": "it is white"}, "prompt"),
+    "sharegpt": (
+        {
+            "conversations": [
+                {"from": "human", "value": "what colour is snow"},
+                {"from": "gpt", "value": "it is white"},
+            ],
+            "system": "so",
+        },
+        "text",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_is_found(run: Any, run_cli: Any, tmp_path: Path, name: str) -> None:
+    row, _ = LAYOUTS[name]
+    write_rows(tmp_path / "rows.jsonl", [{**row, "other": n} for n in range(20)])
+    settings = [*without(run, "task.data"), f"task.data.path={tmp_path / 'rows.jsonl'}", *QUICK]
+    done = run_cli("train", *settings, cwd=tmp_path)
+    assert done.code == 0, done.err
+    # it, is, white and the end of the turn
+    result = json.loads((tmp_path / "b" / "result.json").read_text())
+    lines = (tmp_path / "b" / "predictions").glob("*.jsonl")
+    assert result["base"]["loss"] > 0
+    assert all(json.loads(x)["tokens"] == 4 for p in lines for x in p.read_text().splitlines())
+    assert "column other" not in done.err
+
+
+OVERLONG = {
+    "truncate": (0, "task.max_length cut 1 of 20 rows"),
+    "drop": (0, "left out 1 of 20 rows, longer than task.max_length"),
+    "error": (2, "error[task.overlong]"),
+    "prompt": (2, "must be enough for each prompt"),
+}
+
+
+@pytest.mark.parametrize("name", OVERLONG)
+def test_overlong_rows(run: Any, run_cli: Any, tmp_path: Path, name: str) -> None:
+    code, said = OVERLONG[name]
+    long = [
+        {"role": "user", "content": "what " * (40 if name == "prompt" else 8)},
+        {"role": "assistant", "content": "it is red " * 10},
+    ]
+    rows = [{"messages": conversation(random.Random(n))[:2]} for n in range(24)]
+    write_rows(tmp_path / "rows.jsonl", [*rows[:7], {"messages": long}, *rows[7:]])
+    done = run_cli(
+        "train", *without(run, "task.data", "task.max"),
+        f"task.data.path={tmp_path / 'rows.jsonl'}", "task.data.validation_split=0.2",
+        "task.max_length=32", "seed=1", *QUICK,
+        f"task.overlong={'truncate' if name == 'prompt' else name}", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.code == code, done.err
+    assert said in done.err
+    if code:
+        assert "rows.jsonl row 8" in done.err
+        assert not (tmp_path / "b").exists()
+
+
+USER, SAYS = {"role": "user", "content": "so"}, {"role": "assistant", "content": "it"}
+BAD: dict[str, tuple[Any, str]] = {
+    "empty answer": ([USER, {"role": "assistant", "content": "  "}], "data.empty-answer"),
+    "unknown role": ([USER, {"role": "robot", "content": "it"}], "data.unknown-role"),
+    "no assistant": ([USER, USER], "data.no-assistant"),
+    "no list": ("so", "data.bad-messages"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_rows_are_named(run: Any, run_cli: Any, tmp_path: Path, name: str) -> None:
+    value, problem = BAD[name]
+    rows = [{"messages": [USER, SAYS]} for _ in range(20)]
+    rows[4] = {"messages": value}
+    write_rows(tmp_path / "rows.jsonl", rows)
+    settings = [*without(run, "task.data"), f"task.data.path={tmp_path / 'rows.jsonl'}", *QUICK]
+    done = run_cli("train", *settings, cwd=tmp_path)
+    assert done.code == 2
+    assert f"error[{problem}]" in done.err
+    assert "rows.jsonl row 5" in done.err
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_model_without_a_template_needs_one(
+    run: Any, run_cli: Any, tmp_path: Path, chat_base: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(chat_base, base, ignore=shutil.ignore_patterns("*.jinja"))
+    settings = [*without(run, "model."), f"model.path={base}", *QUICK]
+    done = run_cli("train", *settings, cwd=tmp_path)
+    assert done.code == 2
+    assert "error[chat.no-template]" in done.err
+    assert "task.chat_template=chatml" in done.err
+    (tmp_path / "own.jinja").write_text(TEMPLATE)
+    done = run_cli("train", *settings, "task.chat_template=own.jinja", cwd=tmp_path)
+    assert done.code == 0, done.err
+    # What was trained with counts.
+    (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    done = run_cli("merge", tmp_path / "b", "output=m", cwd=tmp_path)
+    assert done.code == 0, done.err
+    merged = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
+    assert merged.chat_template == TEMPLATE
+
+
+def test_a_metric_of_answers_needs_answers(run: Any, run_cli: Any, tmp_path: Path) -> None:
+    done = run_cli("train", *without(run), "task.metric=bleu", *QUICK, cwd=tmp_path)
+    assert done.code == 2
+    assert "error[task.metric-needs-answers]" in done.err
+
+
+def test_packed_rows_teach_the_same(
+    run: Any, run_cli: Any, tmp_path: Path, chat_base: Callable[..., Path]
+) -> None:
+    """One step over all rows, in rows of their own and packed, has the same loss."""
+    losses = []
+    for packing in ("false", "true"):
+        more = ("trainer.max_steps=1", "trainer.log_steps=1", "trainer.global_batch_size=96")
+        name = f"run.dir={packing}"
+        done = run_cli("train", *without(run), f"task.packing={packing}", *more, name, cwd=tmp_path)
+        assert done.code == 0, done.err
+        lines = (tmp_path / packing / "metrics.jsonl").read_text().splitlines()
+        losses += [x["loss"] for x in map(json.loads, lines) if x["event"] == "train"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
