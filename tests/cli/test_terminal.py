@@ -91,7 +91,7 @@ def test_bars_move_on_a_terminal() -> None:
         terminal.close()
     text = stream.getvalue()
     plain = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", text)
-    assert re.search(r"train .* 3/4", plain)
+    assert re.search(r"train .* 3/4 \S+ left loss", plain)
     assert "loss 0.2500  lr 3.00e-04  50 samples/s" in plain
     table = [line for line in plain.splitlines() if re.match(r" *(step|0|2)  ", line)]
     # A column appears when a metric does; the loss is that of the last step.
