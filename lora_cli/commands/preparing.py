@@ -136,8 +136,6 @@ def prepare(
     base, tokenizer, task = load_model(as_folder(source, display), config, splits.state)
     if probe is not None:
         show_same(probe, base.model.to(default_device()), display)
-    _note_coupling(task, config, display)
-
     module_names = tuple(name for name, _ in base.model.named_modules())
     dtypes, frozen = dtypes_of(base.model), own_frozen(base.model)
     rows = _rows_to_use(splits, config, display)
@@ -147,8 +145,7 @@ def prepare(
     else:
         changed = _apply(base, config, display)
     _show_model(display, base.model, source, changed)
-    encoded = _encode(config, task, replace(splits, rows=rows), display)
-    train = arrange_rows(config, encoded["train"], base.model, display)
+    encoded = _encode(config, task, replace(splits, rows=rows), base.model, display)
     return Prepared(
         splits=splits,
         source=source,
@@ -158,7 +155,7 @@ def prepare(
         module_names=module_names,
         targets=changed.plan.targets,
         parameters=changed.plan.short_parameters,
-        settings=planned_over(changed.settings, config, rows=len(train)),
+        settings=planned_over(changed.settings, config, rows=len(encoded["train"])),
         saved=changed.plan.saved,
         tokens=changed.tokens,
         applied=changed.applied,
@@ -166,19 +163,23 @@ def prepare(
         own_frozen=frozen,
         same_head=same_head,
         start=start,
-        **{**encoded, "train": train},
+        **encoded,
     )
 
 
-def _encode(config: TrainConfig, task: Task, splits: Splits, display: Display) -> dict[str, Any]:
+def _encode(
+    config: TrainConfig, task: Task, splits: Splits, model: nn.Module, display: Display
+) -> dict[str, Any]:
     """Return `train`, `validation` and `report` of what is prepared."""
+    _note_coupling(task, config, display)
     encoded = {
         split: leave_out(encode_rows(task, splits.rows[split], split, display), split, display)
         for split in ("train", "validation")
     }
     report = describe_rows(FAMILIES[config.task.family], splits, encoded)
     show_rows(display, report)
-    return {**encoded, "report": report}
+    train = arrange_rows(config, encoded["train"], model, display)
+    return {**encoded, "train": train, "report": report}
 
 
 def _rows_to_use(
