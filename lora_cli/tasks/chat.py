@@ -137,6 +137,7 @@ class ChatTask:
             self._generation,
             ids=batch["ids"],
             end_ids=self._template.end_ids,
+            on_text=batch.get("on_text"),
         )
         device = batch["inputs"]["input_ids"].device
         answers = as_tensor(written, device=device)
