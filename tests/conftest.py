@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_language import write_tiny_language
 
 HOME = Path(tempfile.mkdtemp(prefix="lora-cli-tests-"))
 for variable in [name for name in os.environ if name.startswith(("HF_", "XDG_", "LORA_CLI_"))]:
@@ -167,91 +168,11 @@ def tiny_language_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     def make(kind: str, *, seed: int = 0) -> Path:
         if (kind, seed) not in made:
             folder = tmp_path_factory.mktemp(f"tiny-{kind}-{seed}")
-            _write_tiny_language(folder, kind, seed=seed)
+            write_tiny_language(folder, kind, tiny_vocabulary(), seed=seed)
             made[kind, seed] = folder
         return made[kind, seed]
 
     return make
-
-
-def _write_tiny_language(folder: Path, kind: str, *, seed: int) -> None:
-    import torch
-    import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    vocabulary = [token for token in tiny_vocabulary() if not token.startswith("##")]
-    made = Tokenizer(models.WordLevel({t: n for n, t in enumerate(vocabulary)}, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if kind in ("t5", "bart", "marian", "mbart", "bert2bert"):
-        made.post_processor = processors.TemplateProcessing(
-            single="$A [SEP]", special_tokens=[("[SEP]", 3)]
-        )
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        bos_token="[CLS]",
-        eos_token="[SEP]",
-        model_max_length=64,
-    ).save_pretrained(folder)
-    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "vocab_size": len(vocabulary)}
-    decoder = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.2,
-    }
-    both = {
-        "d_model": 32,
-        "encoder_layers": 2,
-        "decoder_layers": 2,
-        "encoder_attention_heads": 2,
-        "decoder_attention_heads": 2,
-        "encoder_ffn_dim": 64,
-        "decoder_ffn_dim": 64,
-        "max_position_embeddings": 64,
-        "init_std": 0.2,
-        "forced_eos_token_id": None,
-    }
-    more: dict[str, Any] = {
-        "llama": {**decoder, "num_key_value_heads": 1},
-        "qwen2": {**decoder, "num_key_value_heads": 1},
-        "gpt_neox": decoder,
-        "gpt2": {
-            "n_embd": 32,
-            "n_layer": 2,
-            "n_head": 2,
-            "n_positions": 64,
-            "initializer_range": 0.2,
-        },
-        "t5": {
-            "d_model": 32,
-            "d_kv": 16,
-            "d_ff": 64,
-            "num_layers": 2,
-            "num_heads": 2,
-            "decoder_start_token_id": 0,
-            "initializer_factor": 4.0,
-            "bos_token_id": None,
-        },
-        "bart": {**both, "decoder_start_token_id": 3},
-        "mbart": {**both, "decoder_start_token_id": None},
-        "marian": {**both, "decoder_start_token_id": 0},
-    }
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        if kind == "bert2bert":
-            bert = transformers.BertConfig(**ids, **decoder)
-            config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(bert, bert)
-            model: Any = transformers.EncoderDecoderModel(config=config)
-        else:
-            config = transformers.AutoConfig.for_model(kind, **{**ids, **more[kind]})
-            is_decoder = kind in ("llama", "gpt2", "qwen2", "gpt_neox")
-            auto = "AutoModelForCausalLM" if is_decoder else "AutoModelForSeq2SeqLM"
-            model = getattr(transformers, auto).from_config(config)
-    model.save_pretrained(folder)
 
 
 @pytest.fixture

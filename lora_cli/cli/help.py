@@ -31,6 +31,11 @@ EXAMPLES = {
         "lora-cli predict runs/NAME input=new.csv output=out.jsonl",
         "cat new.jsonl | lora-cli predict runs/NAME > out.jsonl",
     ),
+    "chat": (
+        "lora-cli chat runs/NAME",
+        'lora-cli chat runs/NAME system="Answer in one word." generation.do_sample=true',
+        "lora-cli chat runs/NAME < questions.txt",
+    ),
     "merge": (
         "lora-cli merge runs/NAME",
         "lora-cli merge runs/NAME output=merged/",

@@ -98,6 +98,10 @@ class Terminal:
         """Write a line to stdout at once."""
         print(text, flush=True)
 
+    def piece(self, text: str) -> None:
+        """Write a part of a line to stdout at once."""
+        print(text, end="", flush=True)
+
     def result(self, value: dict[str, Any]) -> None:
         """Write the result as one JSON object, if `--json` asked for it."""
         if self._as_json:

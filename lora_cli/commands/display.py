@@ -36,5 +36,8 @@ class Display(Protocol):
     def output(self, text: str) -> None:
         """Write a line of the command's result to stdout."""
 
+    def piece(self, text: str) -> None:
+        """Write a part of a line of the command's result to stdout, at once."""
+
     def result(self, value: dict[str, Any]) -> None:
         """Give the whole result as one JSON object; shown on stdout under `--json`."""

@@ -21,7 +21,7 @@ from lora_cli.commands.display import Display
 from lora_cli.commands.encoding import encode_rows, encoding_facts
 from lora_cli.commands.lengths import check_length
 from lora_cli.commands.merged_base import merge_base
-from lora_cli.commands.merging import Probe, show_same
+from lora_cli.commands.merging import show_same
 from lora_cli.commands.opening import check_base
 from lora_cli.commands.starting import planned_over, put_in_adapters
 from lora_cli.config.commands import TrainConfig
@@ -131,15 +131,13 @@ def prepare(
     same_head = start is None or start.same_head(splits)
     if start is not None:
         show_start(display, start, config, same_head=same_head)
-    probe: Probe | None = None
+    probe = None
     if start is not None and staged is not None:
         source, probe = merge_base(start, source, staged, config, splits)
     base, tokenizer, task = load_model(as_folder(source, display), config, splits.state)
     if probe is not None:
         show_same(probe, base.model.to(default_device()), display)
-    _note_coupling(task, config, display)
-
-    module_names = tuple(name for name, _ in base.model.named_modules())
+    names = tuple(name for name, _ in base.model.named_modules())
     dtypes, frozen = dtypes_of(base.model), own_frozen(base.model)
     used = replace(splits, rows=_rows_to_use(splits, config, display))
     if config.strategy.name in WITH_LORA:
@@ -148,19 +146,17 @@ def prepare(
     else:
         changed = _apply(base, config, display)
     _show_model(display, base.model, source, changed)
-    facts = encoding_facts(config.task, splits.state, tokenizer, source)
-    encoded = _encode(config, task, used, display, facts=facts)
-    train = arrange_rows(config, encoded["train"], base.model, display)
+    encoded = _encode(config, task, used, base.model, display, tokenizer=tokenizer, source=source)
     return Prepared(
         splits=splits,
         source=source,
         tokenizer=tokenizer,
         task=task,
         model=base.model,
-        module_names=module_names,
+        module_names=names,
         targets=changed.plan.targets,
         parameters=changed.plan.short_parameters,
-        settings=planned_over(changed.settings, config, rows=len(train)),
+        settings=planned_over(changed.settings, config, rows=len(encoded["train"])),
         saved=changed.plan.saved,
         tokens=changed.tokens,
         applied=changed.applied,
@@ -168,14 +164,23 @@ def prepare(
         own_frozen=frozen,
         same_head=same_head,
         start=start,
-        **{**encoded, "train": train},
+        **encoded,
     )
 
 
 def _encode(
-    config: TrainConfig, task: Task, splits: Splits, display: Display, *, facts: Mapping[str, Any]
+    config: TrainConfig,
+    task: Task,
+    splits: Splits,
+    model: nn.Module,
+    display: Display,
+    *,
+    tokenizer: Any,
+    source: ModelSource,
 ) -> dict[str, Any]:
     """Return `train`, `validation` and `report` of what is prepared."""
+    facts = encoding_facts(config.task, splits.state, tokenizer, source)
+    _note_coupling(task, config, display)
     encoded = {
         split: leave_out(
             encode_rows(task, splits.rows[split], split, display, facts=facts), split, display
@@ -184,7 +189,8 @@ def _encode(
     }
     report = describe_rows(FAMILIES[config.task.family], splits, encoded)
     show_rows(display, report)
-    return {**encoded, "report": report}
+    train = arrange_rows(config, encoded["train"], model, display)
+    return {**encoded, "train": train, "report": report}
 
 
 def _rows_to_use(

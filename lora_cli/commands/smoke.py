@@ -64,6 +64,9 @@ class _Silent:
     def output(self, text: str) -> None:
         """Show nothing."""
 
+    def piece(self, text: str) -> None:
+        """Show nothing."""
+
     def result(self, value: dict[str, Any]) -> None:
         """Keep the result."""
         self.found = value

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from lora_cli.config.adapter_checks import LORA_CHECKS, check_start
+from lora_cli.config.chat import TalkConfig
 from lora_cli.config.commands import (
     COMMANDS,
     EvalConfig,
@@ -205,7 +206,8 @@ def _check_fractions(config: TrainConfig, _: Collection[str]) -> Iterator[Proble
 
 
 def _check_subject(
-    config: EvalConfig | PredictConfig | ExportConfig | StatusConfig, _: Collection[str]
+    config: EvalConfig | PredictConfig | TalkConfig | ExportConfig | StatusConfig,
+    _: Collection[str],
 ) -> Iterator[Problem]:
     if not config.from_:
         command = next(name for name, cls in COMMANDS.items() if isinstance(config, cls))
@@ -293,6 +295,7 @@ CHECKS: dict[str, tuple[_Check, ...]] = {
     ),
     "eval": (_check_subject,),
     "predict": (_check_subject, _check_predict_source),
+    "chat": (_check_subject,),
     "merge": (_check_merge_sources, _check_weights),
     "export": (_check_subject,),
     "status": (_check_subject,),

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lora_cli.config.adapters import LoraConfig
+from lora_cli.config.chat import TalkConfig
 from lora_cli.config.distributed import DistributedConfig
 from lora_cli.config.generation import GenerationOverrides
 from lora_cli.config.optim import (
@@ -323,6 +324,7 @@ COMMANDS: dict[str, type] = {
     "train": TrainConfig,
     "eval": EvalConfig,
     "predict": PredictConfig,
+    "chat": TalkConfig,
     "merge": MergeConfig,
     "export": ExportConfig,
     "targets": TargetsConfig,

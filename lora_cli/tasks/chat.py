@@ -24,6 +24,7 @@ from lora_cli.data.messages import (
     read_messages,
 )
 from lora_cli.data.sources import Loaded
+from lora_cli.data.templates import BUILT_IN, read_template
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
 from lora_cli.tasks.chat_refusals import (
@@ -33,7 +34,7 @@ from lora_cli.tasks.chat_refusals import (
     not_written,
     too_long,
 )
-from lora_cli.tasks.chat_template import BUILT_IN, ChatTemplate, Refused, read_template
+from lora_cli.tasks.chat_template import ChatTemplate, Refused
 from lora_cli.tasks.contract import Batch, Features, StepOutput
 from lora_cli.tasks.generation import as_rows, as_tensor, generate, text_of
 from lora_cli.tasks.language import (
@@ -136,6 +137,7 @@ class ChatTask:
             self._generation,
             ids=batch["ids"],
             end_ids=self._template.end_ids,
+            on_text=batch.get("on_text"),
         )
         device = batch["inputs"]["input_ids"].device
         answers = as_tensor(written, device=device)

@@ -2,18 +2,19 @@
 
 A template is rendered by `apply_chat_template` of transformers, in its sandbox. What the assistant
 writes of a turn is all between the end of the prompt that it is asked with and the mark that ends
-the turn, this included. Where a template has ``{% generation %}`` marks, these tell. Elsewhere the
-turn is found in the rendering of the whole conversation, by rendering that once more with another
+the turn, this included; where a template has ``{% generation %}`` marks, what is in these. The turn
+is found in the rendering of the whole conversation, by rendering that once more with another
 text in its place: what is equal before and after is not the turn. So it does not matter whether a
 template renders earlier turns in another way once later ones are there.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 from lora_cli.data.messages import Message, put_before_question
+from lora_cli.data.templates import BUILT_IN, TEMPLATE_KEY
 from lora_cli.errors import Problem, UserError
 
 # Characters of the private use area, which no text has by itself.
@@ -21,30 +22,8 @@ _MARK = "\ue0f1turn\ue0f2"
 _PROBE = ({"role": "user", "content": "question"}, {"role": "assistant", "content": _MARK})
 _DOCUMENT = {"title": "\ue0f3title", "text": "\ue0f3text"}
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_KEY = "task.chat_template"
-_MOST_BYTES = 1 << 20
 # Characters that a template may put between the prompt and the text of a turn.
 _FAR = 200
-
-BUILT_IN = {
-    "chatml": (
-        "{% for message in messages %}"
-        "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    ),
-    "alpaca": (
-        "{% for message in messages %}"
-        "{% if message['role'] == 'user' %}"
-        "{{ '### Instruction:\n' + message['content'] + '\n\n' }}"
-        "{% elif message['role'] == 'assistant' %}"
-        "{{ '### Response:\n' + message['content'] + eos_token + '\n\n' }}"
-        "{% else %}{{ message['content'] + '\n\n' }}{% endif %}"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
-    ),
-}
-"""Templates for models that have none, by name."""
 
 Spans = list[tuple[int, int]]
 
@@ -145,18 +124,23 @@ class ChatTemplate:
         if self._marked:
             ids, spans = self._read_marks(messages, documents)
         else:
-            text = self.render(messages, documents=documents)
-            turns = [
-                self._find_turn(messages, number, text, documents)
-                for number, message in enumerate(messages)
-                if message["role"] == "assistant"
-            ]
-            ids, spans = self._tokenize(text, [turn for turn in turns if turn is not None])
+            ids, spans = self._read_turns(messages, documents)
         end = self._tokenizer.eos_token_id
         if spans and not self.end_ids and end is not None and messages[-1]["role"] == "assistant":
             first, last = spans[-1]
             ids, spans[-1] = [*ids[:last], end], (first, last + 1)
         return ids, spans
+
+    def _read_turns(
+        self, messages: Sequence[Message], documents: Sequence[Mapping[str, str]]
+    ) -> tuple[list[int], Spans]:
+        text = self.render(messages, documents=documents)
+        turns = [
+            self._find_turn(messages, number, text, documents)
+            for number, message in enumerate(messages)
+            if message["role"] == "assistant"
+        ]
+        return self._tokenize(text, [turn for turn in turns if turn is not None])
 
     def _placed(
         self, messages: Sequence[Message], documents: Sequence[Mapping[str, str]]
@@ -262,13 +246,21 @@ class ChatTemplate:
             )
         except Exception as error:
             raise Refused(_first_line(error)) from error
-        ids, spans = found["input_ids"], []
-        padded = [0, *found["assistant_masks"], 0]
-        edges = [n for n in range(len(ids) + 1) if padded[n] != padded[n + 1]]
-        for first, end in zip(edges[::2], edges[1::2], strict=True):
-            ends_here = end < len(ids) and ids[end] in self.end_ids
-            spans.append((first, end + 1 if ends_here else end))
-        return ids, spans
+        ids: list[int] = found["input_ids"]
+        spans: Spans = []
+        marked = {n for n, is_marked in enumerate(found["assistant_masks"]) if is_marked}
+        # Some templates mark the header of a turn as well, with which a model is prompted.
+        with suppress(Refused):
+            same_ids, turns = self._read_turns(messages, documents)
+            if same_ids == ids:
+                marked &= {n for start, end in turns for n in range(start, end)}
+        for n in sorted(marked):
+            if spans and spans[-1][1] == n:
+                spans[-1] = (spans[-1][0], n + 1)
+            else:
+                spans.append((n, n + 1))
+        ends = [end < len(ids) and ids[end] in self.end_ids for _, end in spans]
+        return ids, [(start, end + more) for (start, end), more in zip(spans, ends, strict=True)]
 
     def _built_in(self, name: str) -> str:
         ids = self._tokenizer("a")["input_ids"]
@@ -279,32 +271,6 @@ class ChatTemplate:
 def _special_tokens(tokenizer: Any) -> frozenset[str]:
     added = tokenizer.added_tokens_decoder.values()
     return frozenset((*tokenizer.all_special_tokens, *(str(one) for one in added if one.special)))
-
-
-def read_template(path: Path) -> str:
-    """Return what is in a file with a template.
-
-    Raises:
-        UserError: If it cannot be read.
-    """
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError("it has more than 1 MiB")
-        text = path.read_text(encoding="utf-8")
-        if not text.strip():
-            raise ValueError("it is empty")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            Problem(
-                id="chat.no-such-template",
-                message=f"`{_KEY}` must name a template or a file with one, but "
-                f'"{path}" cannot be read ({error}).',
-                key=_KEY,
-                allowed=", ".join((*BUILT_IN, "a file with a template in Jinja")),
-                fix="check the path; it is relative to the recipe or to the current folder",
-            )
-        ) from error
-    return text
 
 
 def _same_end(left: str, right: str) -> int:
@@ -324,11 +290,11 @@ def _first_line(error: Exception) -> str:
 def _missing(tokenizer: Any) -> Problem:
     return Problem(
         id="chat.no-template",
-        message=f"`{_KEY}` must say how a conversation is written, since the tokenizer of the "
-        f"model ({type(tokenizer).__name__}) has no chat template, but is not set.",
-        key=_KEY,
+        message=f"`{TEMPLATE_KEY}` must say how a conversation is written, since the tokenizer of "
+        f"the model ({type(tokenizer).__name__}) has no chat template, but is not set.",
+        key=TEMPLATE_KEY,
         allowed=", ".join((*BUILT_IN, "a file with a template in Jinja")),
-        fix=f"{_KEY}=chatml",
+        fix=f"{TEMPLATE_KEY}=chatml",
     )
 
 
@@ -336,7 +302,7 @@ def _unusable(reason: str) -> Problem:
     return Problem(
         id="chat.bad-template",
         message=f"The chat template must render a question and an answer, but does not: {reason}.",
-        key=_KEY,
+        key=TEMPLATE_KEY,
         allowed=", ".join((*BUILT_IN, "a file with a template in Jinja")),
-        fix=f"{_KEY}=chatml",
+        fix=f"{TEMPLATE_KEY}=chatml",
     )

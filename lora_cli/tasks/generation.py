@@ -30,6 +30,7 @@ from transformers import (
 from lora_cli.config.generation import GenerationConfig
 from lora_cli.lora.prefix import Prefix
 from lora_cli.models.base import silence
+from lora_cli.tasks.streaming import stream_to
 
 # What fills up rows of generated tokens that are kept in one tensor.
 NO_TOKEN = -1
@@ -55,7 +56,7 @@ def generate(
     ids: Sequence[str],
     end_ids: Sequence[int] = (),
     options: Mapping[str, Any] | None = None,
-    streamer: Any = None,
+    on_text: Callable[[str], None] | None = None,
 ) -> list[list[int]]:
     """Continue rows of tokens, or, by an encoder-decoder, answer them.
 
@@ -70,7 +71,7 @@ def generate(
         end_ids: Tokens that end a text besides those of the model and the tokenizer.
         options: What else is to be set of transformers' GenerationConfig, such as
             `forced_bos_token_id`.
-        streamer: Given each token as it comes, for one row without beams; see transformers.
+        on_text: Told of each piece of the text as it comes, for one row and without beams.
 
     Returns:
         The new tokens of each row; the last is the one that ended it, if any did.
@@ -78,6 +79,7 @@ def generate(
     plain = unwrapped(model)
     ends = ending_ids(plain, tokenizer, end_ids)
     search = _search(plain, tokenizer, config, ends=ends, options=options or {})
+    streamer = stream_to(on_text, lambda row: text_of(tokenizer, row, config), config.stop)
     found: list[list[int]] = [[] for _ in input_ids]
     for room, places in _by_room(plain, input_ids, config).items():
         rows = [input_ids[place] for place in places]

@@ -9,8 +9,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from lora_cli.data.templates import BUILT_IN
 from lora_cli.errors import UserError
-from lora_cli.tasks.chat_template import BUILT_IN, ChatTemplate, Refused, read_template
+from lora_cli.tasks.chat_template import ChatTemplate, Refused
 
 _spec = importlib.util.spec_from_file_location(
     "conversations", Path(__file__).with_name("conversations.py")
@@ -122,6 +123,31 @@ def test_marks_without_the_end_of_the_turn_are_extended_by_it() -> None:
     messages = said("user: a", "assistant: b", "user: c", "assistant: d")
     found = ChatTemplate(tokenizer, narrow).read(messages)
     assert pieces_of(tokenizer, found) == ["b<|eot_id|>", "d<|eot_id|>"]
+
+
+def test_marks_around_more_than_the_turn_are_narrowed() -> None:
+    """As of SmolLM 3, which marks the header as well, with which a model is prompted."""
+    tokenizer = make_tokenizer()
+    wide = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}"
+        "{{ '<|im_start|>assistant\n' + m.content + '<|im_end|>\n' }}{% endgeneration %}{% else %}"
+        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    messages = said("user: a", "assistant: b", "user: c", "assistant: d")
+    found = ChatTemplate(tokenizer, wide).read(messages)
+    assert labels(found) == labels(ChatTemplate(tokenizer, template("chatml")).read(messages))
+
+
+def test_marks_tell_which_turns_are_learned() -> None:
+    tokenizer = make_tokenizer()
+    last = template("chatml", marks=True).replace(
+        "{% if m.role == 'assistant' %}", "{% if m.role == 'assistant' and loop.last %}"
+    )
+    found = ChatTemplate(tokenizer, last).read(
+        said("user: a", "assistant: b", "user: c", "assistant: d")
+    )
+    assert pieces_of(tokenizer, found) == ["d<|im_end|>"]
 
 
 # As of Qwen 3: thinking is left out of turns before the last question, and the last has some.
@@ -283,14 +309,3 @@ def test_no_template_and_bad_ones_are_refused(source: str | None, problem: str) 
     (found,) = caught.value.problems
     assert found.id == problem
     assert found.fix == "task.chat_template=chatml"
-
-
-def test_a_template_is_read_from_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "own.jinja"
-    path.write_text(template("gemma"), encoding="utf-8")
-    assert read_template(path) == template("gemma")
-    path.write_text(" \n")
-    for wrong in (path, tmp_path / "none", tmp_path):
-        with pytest.raises(UserError) as caught:
-            read_template(wrong)
-        assert caught.value.problems[0].id == "chat.no-such-template"
