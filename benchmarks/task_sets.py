@@ -67,12 +67,12 @@ RUNS: dict[str, Run] = {
     ),
     "ml-100k": Run(
         *("made/ratings", "ranking", "auc"),
-        (*rows(4000, 1000), "task.max_length=64", *steps(2e-3, 1)),
+        (*rows(6000, 1000), "task.max_length=64", *WHOLE, *steps(2e-3, 1)),
         ("popularity", "share_of_likes"),
     ),
     "banking77": Run(
         *("banking77", "text_classification", "accuracy"),
-        (*rows(4000, 700), "task.max_length=64", *steps(4e-3, 3)),
+        (*rows(2000, 700), "task.max_length=64", *WHOLE, *steps(4e-3, 5)),
         ("majority", "words"),
     ),
     "tweeteval_emotion": Run(

@@ -45,10 +45,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--models", default="", help="folder of models")
     add("--wheel", default="", help="recbole-1.2.1-py3-none-any.whl")
     add("--only", help="names of rows with commas between them, such as wnut17,xquad_en")
+    add("--table", action="store_true", help="print what is known, and run nothing")
     add("--again", action="store_true", help="run rows again whose result is known")
     add("--output", type=Path, default=Path("runs/benchmarks/results.json"), help="results")
     args = parser.parse_args(arguments)
-    args.wanted = list(RUNS)
+    args.wanted = [] if args.table else list(RUNS)
     if args.only:
         args.wanted = [name.strip() for name in args.only.split(",")]
         unknown = [name for name in args.wanted if name not in RUNS]

@@ -80,6 +80,7 @@ def test_rows_are_chosen_by_name_in_any_order(tasks: Any) -> None:
     wanted = tasks.parse_arguments(["--only", "wnut17, banking77"]).wanted
     assert wanted == ["wnut17", "banking77"]
     assert tasks.parse_arguments([]).wanted == list(tasks.RUNS)
+    assert tasks.parse_arguments(["--table"]).wanted == []
     with pytest.raises(SystemExit):
         tasks.parse_arguments(["--only", "wnut"])
 
