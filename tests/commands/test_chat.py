@@ -15,6 +15,8 @@ import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
+from lora_cli.commands.merging import take_probe
+
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 COLOURS = {"grass": "green", "snow": "white", "coal": "black", "sky": "blue", "blood": "red"}
@@ -200,6 +202,22 @@ def test_merged_and_exported_say_the_same(run: Any, run_cli: Any, tmp_path: Path
     written = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0)
     start = inputs["input_ids"].shape[1]
     assert tokenizer.decode(written[0, start:]) == "it is white <|im_end|>"
+
+
+def test_nothing_is_generated_to_compare_two_models() -> None:
+    seen: list[Any] = []
+
+    class Task:
+        def collate(self, features: Any) -> Any:
+            return {"ids": [row["id"] for row in features]}
+
+        def forward(self, model: Any, batch: Any) -> Any:
+            seen.append(batch["generate"])
+            return SimpleNamespace(outputs={})
+
+    task: Any = Task()
+    take_probe(task, torch.nn.Linear(1, 1), [{"id": "1"}], split="")
+    assert seen == [False]
 
 
 @pytest.mark.parametrize("mode", ["continue", "merge"])
