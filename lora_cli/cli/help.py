@@ -34,7 +34,7 @@ EXAMPLES = {
     "chat": (
         "lora-cli chat runs/NAME",
         'lora-cli chat runs/NAME system="Answer in one word." generation.do_sample=true',
-        "lora-cli chat runs/NAME < questions.txt",
+        "cat questions.txt | lora-cli chat runs/NAME > answers.txt",
     ),
     "merge": (
         "lora-cli merge runs/NAME",

@@ -25,6 +25,7 @@ from lora_cli.tasks.table import FAMILIES
 _TRAIN_ROWS, _EVAL_ROWS = 16, 8
 _BATCH, _STEPS, _NEW_TOKENS = 8, 4, 8
 _WIDTH = 64
+_LANGUAGES = ("source_language", "target_language")
 # Heads that a pretrained model has; the others are new on any model.
 _PRETRAINED_HEADS = ("MaskedLM", "CausalLM", "Seq2SeqLM")
 _FIX = "model.architecture=TYPE, the model_type of its config.json, such as bert"
@@ -46,7 +47,11 @@ def shrink_run(config: TrainConfig, folder: Path) -> tuple[TrainConfig, list[str
     family = FAMILIES[config.task.family]
     task, told = _small_task(config, family, folder)
     splits = family.load(task, seed=config.seed)
-    told.append(_write_model(config, family, splits, folder / "model"))
+    text, is_read = _write_model(config, family, splits, folder / "model")
+    told.append(text)
+    # A tokenizer that was made up has no codes of languages.
+    codes = [] if is_read else [name for name in _LANGUAGES if getattr(task, name, None)]
+    task = replace(task, **dict.fromkeys(codes))
     left_out = [
         name
         for name, is_set in (
@@ -56,6 +61,7 @@ def shrink_run(config: TrainConfig, folder: Path) -> tuple[TrainConfig, list[str
         )
         if is_set
     ]
+    left_out += [f"task.{name}" for name in codes]
     trainer = _short(config.trainer)
     for name in ("precision", "tf32"):
         if getattr(trainer, name) != getattr(config.trainer, name):
@@ -153,8 +159,13 @@ def _why_out_of_reach(path: str | None) -> str | None:
     return None if found is not None else f"{path} is on the hub, which is not asked"
 
 
-def _write_model(config: TrainConfig, family: Family, splits: Splits, folder: Path) -> str:
-    """Write a narrow model of the recipe's architecture, and say what it is.
+def _write_model(
+    config: TrainConfig, family: Family, splits: Splits, folder: Path
+) -> tuple[str, bool]:
+    """Write a narrow model of the recipe's architecture.
+
+    Returns:
+        What it is, in a line, and whether it has the tokenizer of the real model.
 
     Raises:
         UserError: If the architecture is not known.
@@ -178,9 +189,8 @@ def _write_model(config: TrainConfig, family: Family, splits: Splits, folder: Pa
     )
     layers = getattr(settings.get_text_config(), "num_hidden_layers", None)
     text = f"model: a narrow random {settings.model_type} of {layers} layers for"
-    return (
-        f"{text} {config.model.path}{'' if is_read else ', with a tokenizer made for these rows'}"
-    )
+    more = "" if is_read else ", with a tokenizer made for these rows"
+    return f"{text} {config.model.path}{more}", is_read
 
 
 def _read_settings(config: TrainConfig) -> tuple[Any, Any]:

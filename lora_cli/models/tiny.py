@@ -117,11 +117,7 @@ def write_tiny_model(
         UserError: If no such model can be made.
     """
     shrink(config, width=width)
-    text = config.get_text_config()
-    if len(tokenizer) > getattr(text, "vocab_size", 0) or text.vocab_size > _VOCABULARY:
-        text.vocab_size = config.vocab_size = len(tokenizer)
-    for name in ("pad", "bos", "eos"):
-        setattr(text, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
+    _suit_tokens(config, tokenizer)
     names = getattr(config, "architectures", None) or ()
     own = getattr(transformers, names[0], None) if names else None
     try:
@@ -162,6 +158,20 @@ def shrink(config: Any, *, width: int) -> None:
     rope = getattr(config, "rope_parameters", None)
     if isinstance(rope, dict) and any(name in rope for name in _BY_PLACE):
         config.rope_parameters = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+
+
+def _suit_tokens(config: Any, tokenizer: Any) -> None:
+    """Make the vocabulary as large as it must be, and name no token that is not in it."""
+    text, count = config.get_text_config(), len(tokenizer)
+    text.vocab_size = config.vocab_size = count
+    if hasattr(config, "decoder_vocab_size"):
+        config.decoder_vocab_size = count
+    for name in ("pad", "bos", "eos"):
+        setattr(text, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
+    for part in (config, text):
+        for name, value in list(vars(part).items()):
+            if name.endswith("_token_id") and isinstance(value, int) and value >= count:
+                setattr(part, name, tokenizer.pad_token_id)
 
 
 def _size(config: Any, name: str) -> int | None:

@@ -1,6 +1,5 @@
 """The comparison after merging: what it measures and where it draws the line."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from lora_cli.tasks.contract import StepOutput
 
 class PlainTask:
     def forward(self, model: Any, batch: Any) -> StepOutput:
-        return StepOutput(torch.zeros(()), 0, {"logits": model(batch)})
+        return StepOutput(torch.zeros(()), 0, {"logits": model(batch["x"])})
 
 
 def probe_of(*batches: list[list[float]]) -> Any:
@@ -21,7 +20,7 @@ def probe_of(*batches: list[list[float]]) -> Any:
     task: Any = PlainTask()
     outputs = [{"logits": tensor} for tensor in tensors]
     rows = sum(len(batch) for batch in batches)
-    inputs: Any = tensors
+    inputs: Any = [{"x": tensor} for tensor in tensors]
     return Probe(task=task, batches=inputs, outputs=outputs, split="validation", rows=rows)
 
 

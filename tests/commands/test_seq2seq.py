@@ -243,3 +243,28 @@ def test_families_that_do_not_write_refuse_to(tiny_run: Any, run_cli: Any, tmp_p
     done = run_cli("predict", tiny_run.path, "text=good", "generation.num_beams=2", cwd=tmp_path)
     assert done.code == 2
     assert "error[predict.no-generation]" in done.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_several_processes_write_what_one_writes(
+    run_cli: Any, tiny_language_dir: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    """Each writes other rows, of other lengths; with a base that is spread over them as well."""
+    found = {}
+    for name, more in (
+        ("one", ()),
+        ("two", ("distributed.num_processes=2",)),
+        ("sharded", ("distributed.num_processes=2", "distributed.shard_base=true")),
+    ):
+        cwd = tmp_path / name
+        cwd.mkdir()
+        settings = ("trainer.max_steps=1", "optimizer.lr=1e-9", "trainer.eval_batch_size=5", *more)
+        run = train(run_cli, cwd, tiny_language_dir(kind), *settings)
+        lines = (run.path / "metrics.jsonl").read_text().splitlines()
+        events = [json.loads(line) for line in lines]
+        found[name] = [one["metrics"] for one in events if one["event"] == "eval"]
+    assert found["one"][0]["chrf"] > 0
+    for name in ("two", "sharded"):
+        for metrics, wanted in zip(found[name], found["one"], strict=True):
+            assert metrics == pytest.approx(wanted, rel=1e-4)

@@ -73,7 +73,7 @@ def test_values_are_shown_as_they_are_typed() -> None:
 
 
 def test_a_mapping_is_one_setting() -> None:
-    assert mapping_settings() == {"lora.rank_pattern", "lora.alpha_pattern"}
+    assert mapping_settings() == {"lora.rank_pattern", "lora.alpha_pattern", "task.answers"}
     pattern = {"query": 4, "*.layer.0.*": 16}
     plain = {"lora": {"r": 3, "rank_pattern": pattern, "alpha_pattern": {}}}
     leaves = {"lora.r": 3, "lora.rank_pattern": pattern, "lora.alpha_pattern": {}}
@@ -97,6 +97,7 @@ def test_lists_are_known() -> None:
     assert {name for name, key in keys.items() if key.is_list and key.is_text} == {
         *("adapters", "lora.trainable_tokens", "task.data.choice_columns"),
         "task.data.label_columns",
+        "task.generation.stop",
     }
     assert {"lora.layers", "task.data.label_names", "weights"} <= {
         name for name, key in keys.items() if key.is_list
