@@ -112,8 +112,14 @@ def _module_docs(module: str) -> dict[str, dict[str, str]]:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """Return the string under each field of a dataclass, from the source of its module."""
-    return _module_docs(cls.__module__).get(cls.__name__, {})
+    """Return the string under each field of a dataclass, from the source of its module.
+
+    Fields of the dataclasses that it is made of are looked up in the source of these.
+    """
+    docs: dict[str, str] = {}
+    for one in reversed(cls.__mro__[:-1]):
+        docs |= _module_docs(one.__module__).get(one.__name__, {})
+    return docs
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:

@@ -1,7 +1,10 @@
+import dataclasses
+
 import pytest
 
 from lora_cli.config.adapters import LoraConfig
 from lora_cli.config.commands import COMMANDS, VARIANTS
+from lora_cli.config.language import AnswerChoiceConfig, AnswerSettings
 from lora_cli.config.optim import SgdConfig
 from lora_cli.config.schema import (
     all_keys,
@@ -118,3 +121,9 @@ def test_the_folders_that_travel_with_the_program_exist() -> None:
 
 def test_docs_are_read_from_the_source() -> None:
     assert field_docs(SgdConfig)["momentum"] == "Share of the last update that is kept."
+
+
+def test_help_of_what_a_dataclass_is_made_of_is_found() -> None:
+    docs = field_docs(AnswerChoiceConfig)
+    assert set(docs) == {one.name for one in dataclasses.fields(AnswerChoiceConfig)} - {"data"}
+    assert docs["prompt"] == field_docs(AnswerSettings)["prompt"] != ""
