@@ -3,8 +3,6 @@
 import json
 import math
 import random
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,43 +11,16 @@ import peft
 import pytest
 import torch
 import transformers
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from lora_cli.commands.merging import take_probe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 COLOURS = {"grass": "green", "snow": "white", "coal": "black", "sky": "blue", "blood": "red"}
-WORDS = ("user", "assistant", "system", "what", "colour", "is", "it", "now", "please", "so")
-SPECIAL = ("<|im_start|>", "<|im_end|>", "</s>")
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-
-@pytest.fixture(scope="session")
-def chat_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama with a tokenizer of words and the tokens of ChatML."""
-    folder = tmp_path_factory.mktemp("chat-base")
-    words = ["[UNK]", *WORDS, *COLOURS, *COLOURS.values()]
-    made = Tokenizer(models.WordLevel({w: n for n, w in enumerate(words)}, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    made.add_special_tokens([AddedToken(one, special=True, normalized=False) for one in SPECIAL])
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, unk_token="[UNK]", eos_token="</s>", model_max_length=64
-    )
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, intermediate_size=64, max_position_embeddings=64,
-        initializer_range=0.2, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 def ask(draw: random.Random, thing: str) -> str:
@@ -233,133 +204,14 @@ def test_the_adapter_is_trained_on(run: Any, run_cli: Any, tmp_path: Path, mode:
     assert start["loss"] == pytest.approx(run.result["adapter"]["loss"], abs=1e-3)
 
 
-QUICK = ("trainer.max_steps=1", "trainer.global_batch_size=8", "run.dir=b")
-
-
-def without(run: Any, *names: str) -> list[str]:
-    return [s for s in run.settings if not s.startswith(("trainer.", "task.gen", *names))]
-
-
-LAYOUTS: dict[str, tuple[dict[str, Any], str]] = {
-    "alpaca": ({"instruction": "what colour is", "input": "snow", "output": "it is white"}, "text"),
-    "prompt": ({"prompt": "what colour is snow", "completion": "it is white"}, "prompt"),
-    "sharegpt": (
-        {
-            "conversations": [
-                {"from": "human", "value": "what colour is snow"},
-                {"from": "gpt", "value": "it is white"},
-            ],
-            "system": "so",
-        },
-        "text",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_every_layout_is_found(run: Any, run_cli: Any, tmp_path: Path, name: str) -> None:
-    row, _ = LAYOUTS[name]
-    write_rows(tmp_path / "rows.jsonl", [{**row, "other": n} for n in range(20)])
-    settings = [*without(run, "task.data"), f"task.data.path={tmp_path / 'rows.jsonl'}", *QUICK]
-    done = run_cli("train", *settings, cwd=tmp_path)
-    assert done.code == 0, done.err
-    # it, is, white and the end of the turn
-    result = json.loads((tmp_path / "b" / "result.json").read_text())
-    lines = (tmp_path / "b" / "predictions").glob("*.jsonl")
-    assert result["base"]["loss"] > 0
-    assert all(json.loads(x)["tokens"] == 4 for p in lines for x in p.read_text().splitlines())
-    assert "column other" not in done.err
-
-
-OVERLONG = {
-    "truncate": (0, "task.max_length cut 1 of 20 rows"),
-    "drop": (0, "left out 1 of 20 rows, longer than task.max_length"),
-    "error": (2, "error[task.overlong]"),
-    "prompt": (2, "must be enough for each prompt"),
-}
-
-
-@pytest.mark.parametrize("name", OVERLONG)
-def test_overlong_rows(run: Any, run_cli: Any, tmp_path: Path, name: str) -> None:
-    code, said = OVERLONG[name]
-    long = [
-        {"role": "user", "content": "what " * (40 if name == "prompt" else 8)},
-        {"role": "assistant", "content": "it is red " * 10},
-    ]
-    rows = [{"messages": conversation(random.Random(n))[:2]} for n in range(24)]
-    write_rows(tmp_path / "rows.jsonl", [*rows[:7], {"messages": long}, *rows[7:]])
-    done = run_cli(
-        "train", *without(run, "task.data", "task.max"),
-        f"task.data.path={tmp_path / 'rows.jsonl'}", "task.data.validation_split=0.2",
-        "task.max_length=32", "seed=1", *QUICK,
-        f"task.overlong={'truncate' if name == 'prompt' else name}", cwd=tmp_path,
-    )  # fmt: skip
-    assert done.code == code, done.err
-    assert said in done.err
-    if code:
-        assert "rows.jsonl row 8" in done.err
-        assert not (tmp_path / "b").exists()
-
-
-USER, SAYS = {"role": "user", "content": "so"}, {"role": "assistant", "content": "it"}
-BAD: dict[str, tuple[Any, str]] = {
-    "empty answer": ([USER, {"role": "assistant", "content": "  "}], "data.empty-answer"),
-    "unknown role": ([USER, {"role": "robot", "content": "it"}], "data.unknown-role"),
-    "no assistant": ([USER, USER], "data.no-assistant"),
-    "no list": ("so", "data.bad-messages"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_rows_are_named(run: Any, run_cli: Any, tmp_path: Path, name: str) -> None:
-    value, problem = BAD[name]
-    rows = [{"messages": [USER, SAYS]} for _ in range(20)]
-    rows[4] = {"messages": value}
-    write_rows(tmp_path / "rows.jsonl", rows)
-    settings = [*without(run, "task.data"), f"task.data.path={tmp_path / 'rows.jsonl'}", *QUICK]
-    done = run_cli("train", *settings, cwd=tmp_path)
-    assert done.code == 2
-    assert f"error[{problem}]" in done.err
-    assert "rows.jsonl row 5" in done.err
-    assert not (tmp_path / "b").exists()
-
-
-def test_a_model_without_a_template_needs_one(
-    run: Any, run_cli: Any, tmp_path: Path, chat_base: Path
-) -> None:
-    base = tmp_path / "base"
-    shutil.copytree(chat_base, base, ignore=shutil.ignore_patterns("*.jinja"))
-    settings = [*without(run, "model."), f"model.path={base}", *QUICK]
-    done = run_cli("train", *settings, cwd=tmp_path)
-    assert done.code == 2
-    assert "error[chat.no-template]" in done.err
-    assert "task.chat_template=chatml" in done.err
-    (tmp_path / "own.jinja").write_text(TEMPLATE)
-    done = run_cli("train", *settings, "task.chat_template=own.jinja", cwd=tmp_path)
-    assert done.code == 0, done.err
-    # What was trained with counts.
-    (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    done = run_cli("merge", tmp_path / "b", "output=m", cwd=tmp_path)
-    assert done.code == 0, done.err
-    merged = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
-    assert merged.chat_template == TEMPLATE
-
-
-def test_a_metric_of_answers_needs_answers(run: Any, run_cli: Any, tmp_path: Path) -> None:
-    done = run_cli("train", *without(run), "task.metric=bleu", *QUICK, cwd=tmp_path)
-    assert done.code == 2
-    assert "error[task.metric-needs-answers]" in done.err
-
-
-def test_packed_rows_teach_the_same(
-    run: Any, run_cli: Any, tmp_path: Path, chat_base: Callable[..., Path]
-) -> None:
+def test_packed_rows_teach_the_same(run: Any, run_cli: Any, tmp_path: Path) -> None:
     """One step over all rows, in rows of their own and packed, has the same loss."""
+    settings = [s for s in run.settings if not s.startswith(("trainer.", "task.gen"))]
     losses = []
     for packing in ("false", "true"):
         more = ("trainer.max_steps=1", "trainer.log_steps=1", "trainer.global_batch_size=96")
         name = f"run.dir={packing}"
-        done = run_cli("train", *without(run), f"task.packing={packing}", *more, name, cwd=tmp_path)
+        done = run_cli("train", *settings, f"task.packing={packing}", *more, name, cwd=tmp_path)
         assert done.code == 0, done.err
         lines = (tmp_path / packing / "metrics.jsonl").read_text().splitlines()
         losses += [x["loss"] for x in map(json.loads, lines) if x["event"] == "train"]
