@@ -112,7 +112,9 @@ def take_probe(
     task: Task, model: Callable[..., Any], features: Sequence[Features], *, split: str
 ) -> Probe:
     """Return what the adapter, which is in `model`, says about some rows."""
-    batches = [task.collate(features[start : start + 16]) for start in range(0, len(features), 16)]
+    parts = [features[start : start + 16] for start in range(0, len(features), 16)]
+    # What a model writes differs much where two tokens are as probable: rounding decides.
+    batches = [{**task.collate(part), "generate": False} for part in parts]
     outputs = _run(task, model, batches)
     return Probe(task=task, batches=batches, outputs=outputs, split=split, rows=len(features))
 
@@ -178,6 +180,4 @@ def _run(
 ) -> list[Mapping[str, torch.Tensor]]:
     with evaluating(model), torch.inference_mode():
         device = device_of(model)
-        # What a model writes differs much where two tokens are as probable: rounding decides.
-        scored = ({**move_to(batch, device), "generate": False} for batch in batches)
-        return [task.forward(model, batch).outputs for batch in scored]
+        return [task.forward(model, move_to(batch, device)).outputs for batch in batches]

@@ -104,11 +104,8 @@ class Seq2SeqConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AnswerChoiceConfig:
-    """One label for each row, by which of some answers a language model finds most likely."""
-
-    family: Literal["answer_choice"] = "answer_choice"
-    """Task family: decides head, loss, metrics and columns."""
+class AnswerSettings:
+    """What both families that choose among answers are told."""
 
     data: DataConfig = field(default_factory=DataConfig)
 
@@ -126,3 +123,19 @@ class AnswerChoiceConfig:
 
     metric: Literal["accuracy", "macro_f1", "matthews_correlation"] = "accuracy"
     """Metric that selects the best checkpoint; all of them are reported."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerChoiceConfig(AnswerSettings):
+    """One label for each row, by which of some answers a decoder finds most likely."""
+
+    family: Literal["answer_choice"] = "answer_choice"
+    """Task family: decides head, loss, metrics and columns."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerChoiceSeq2SeqConfig(AnswerSettings):
+    """One label for each row, by which of some answers an encoder-decoder finds most likely."""
+
+    family: Literal["answer_choice_seq2seq"] = "answer_choice_seq2seq"
+    """Task family: decides head, loss, metrics and columns."""

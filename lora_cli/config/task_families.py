@@ -2,6 +2,7 @@
 
 from lora_cli.config.language import (
     AnswerChoiceConfig,
+    AnswerChoiceSeq2SeqConfig,
     CausalLanguageModelingConfig,
     ChatConfig,
     Seq2SeqConfig,
@@ -30,6 +31,7 @@ TaskConfig = (
     | ChatConfig
     | Seq2SeqConfig
     | AnswerChoiceConfig
+    | AnswerChoiceSeq2SeqConfig
 )
 
 TASKS: dict[str, type[TaskConfig]] = {
@@ -45,5 +47,6 @@ TASKS: dict[str, type[TaskConfig]] = {
     "chat": ChatConfig,
     "seq2seq": Seq2SeqConfig,
     "answer_choice": AnswerChoiceConfig,
+    "answer_choice_seq2seq": AnswerChoiceSeq2SeqConfig,
 }
 """Settings of each family, by its name."""

@@ -20,7 +20,7 @@ _MASKED = ("masked_language_modeling",)
 _CAUSAL = ("causal_language_modeling",)
 _CHAT = ("chat",)
 _PAIRS = ("seq2seq",)
-_CHOSEN = ("answer_choice",)
+_CHOSEN = ("answer_choice", "answer_choice_seq2seq")
 
 
 def _column(*families: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lora_cli.config.language import AnswerChoiceConfig
+from lora_cli.config.language import AnswerSettings
 from lora_cli.data.columns import canonical_label, check_labels
 from lora_cli.data.prompts import check_places, fill, places_of
 from lora_cli.data.types import Row
@@ -33,9 +33,7 @@ _ROLES = tuple(role.name for role in TEXTS)
 class AnswerChoiceTask(TextClassificationTask):
     """Choice among answers bound to a configuration, label names and a tokenizer."""
 
-    def __init__(
-        self, config: AnswerChoiceConfig, state: Mapping[str, Any], tokenizer: Any
-    ) -> None:
+    def __init__(self, config: AnswerSettings, state: Mapping[str, Any], tokenizer: Any) -> None:
         self.metric: str = config.metric
         self._config = config
         self._labels: tuple[str, ...] = tuple(state["labels"])
@@ -51,9 +49,7 @@ class AnswerChoiceTask(TextClassificationTask):
             Besides what all features have, ``sequences``, one for each label, whose ``spans`` are
             the answers, and ``label``, the index of the right one, or None where it is not known.
         """
-        column = self._columns["label"]
-        label = None if column is None else canonical_label(row.values[column])
-        prompt = fill(self._config.prompt, {**row.values, **self._by_role(row)})
+        index, prompt = self.label_of(row), self.prompt_of(row)
         gap = "" if prompt[-1:].isspace() else " "
         wholes = [self._tokens(f"{prompt}{gap}{answer}") for answer in self._answers]
         told = self._tokens(prompt)
@@ -65,7 +61,6 @@ class AnswerChoiceTask(TextClassificationTask):
             first = len(kept) - (len(whole) - start)
             sequences.append({"input_ids": kept, "spans": [[first, len(kept)]]})
         lengths = [len(one["input_ids"]) for one in sequences]
-        index = None if label is None else self._indices[label]
         return {
             "id": row.id,
             "length": sum(lengths) if index is None else lengths[index],
@@ -88,29 +83,44 @@ class AnswerChoiceTask(TextClassificationTask):
         In training the right answers alone are run. Otherwise the output is ``scores`` (B, C).
         """
         learned_WT, labels_B = batch["learned"], batch["labels"]
-        right_B = None
-        if labels_B is not None:
-            right_B = torch.arange(len(labels_B), device=labels_B.device) * len(self._labels)
-            right_B = right_B + labels_B
+        right_B = None if labels_B is None else self.right_lines(labels_B)
         if "seed" in batch and right_B is not None:
             lines = {name: value[right_B] for name, value in batch["inputs"].items()}
             return next_token_loss(
                 model, {"inputs": lines, "learned": learned_WT[right_B], "seed": batch["seed"]}
             )
-        said_WT = next_token_loss(model, batch).outputs["log_probs"][..., 0]
+        return self.scored(next_token_loss(model, batch).outputs["log_probs"], batch)
+
+    def scored(self, said_WT2: torch.Tensor, batch: Batch) -> StepOutput:
+        """Return loss, count and scores, given the log-probabilities of all answers' tokens."""
+        said_WT, learned_WT = said_WT2[..., 0], batch["learned"]
         scores_W = said_WT.sum(dim=1) / self._sizes(learned_WT).to(said_WT.device)
         loss_sum, count = said_WT.new_zeros(()), 0
-        if right_B is not None:
+        if batch["labels"] is not None:
+            right_B = self.right_lines(batch["labels"])
             loss_sum, count = -said_WT[right_B].sum(), int(learned_WT[right_B].sum())
         return StepOutput(loss_sum, count, {"scores": scores_W.view(-1, len(self._labels))})
+
+    def right_lines(self, labels_B: torch.Tensor) -> torch.Tensor:
+        """Return where the right answer of each row is among those of all rows, (B,)."""
+        first_B = torch.arange(len(labels_B), device=labels_B.device) * len(self._labels)
+        return first_B + labels_B
 
     def decode(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[LabelPrediction]:
         """Turn scores into labels and probabilities."""
         return super().decode({"logits": outputs["scores"]}, batch)
 
-    def _by_role(self, row: Row) -> dict[str, Any]:
+    def label_of(self, row: Row) -> int | None:
+        """Return the index of the label of a row, None where it is not known."""
+        column = self._columns["label"]
+        label = None if column is None else canonical_label(row.values[column])
+        return None if label is None else self._indices[label]
+
+    def prompt_of(self, row: Row) -> str:
+        """Return the prompt with the values of a row."""
         named = ((role, self._columns[role]) for role in _ROLES)
-        return {role: row.values[column] for role, column in named if column is not None}
+        by_role = {role: row.values[column] for role, column in named if column is not None}
+        return fill(self._config.prompt, {**row.values, **by_role})
 
     def _tokens(self, text: str) -> list[int]:
         ids = list(self._tokenizer(text)["input_ids"])
@@ -159,7 +169,7 @@ class AnswerChoice(LabelFamily):
         return (str(canonical_label(value)),)
 
     def learn(
-        self, config: AnswerChoiceConfig, train: Sequence[Row], loaded: Any, columns: Columns
+        self, config: AnswerSettings, train: Sequence[Row], loaded: Any, columns: Columns
     ) -> dict[str, Any]:
         """Return ``labels`` and ``numbered``, and ``places``, the columns that the prompt names.
 
@@ -186,7 +196,7 @@ class AnswerChoice(LabelFamily):
         return row.values.get(columns["label"] or "")
 
     def build(
-        self, config: AnswerChoiceConfig, state: Mapping[str, Any], processor: Any
+        self, config: AnswerSettings, state: Mapping[str, Any], processor: Any
     ) -> AnswerChoiceTask:
         """Bind the family; `processor` is a tokenizer."""
         return AnswerChoiceTask(config, state, processor)

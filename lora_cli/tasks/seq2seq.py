@@ -31,7 +31,7 @@ from lora_cli.tasks.rows import Columns, Role, RowFamily
 SOURCES = ("source", "src", "article", "document", "dialogue", "input", "text", "sentence")
 TARGETS = ("target", "tgt", "references", "summary", "highlights", "translation", "output")
 # What the loss passes over: cross_entropy's own default.
-_IGNORED = -100
+IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +112,9 @@ class Seq2SeqTask:
         targets = [row["target"] for row in features]
         if all(target is not None for target in targets):
             width = max(map(len, targets))
-            full = [[*target, *[_IGNORED] * (width - len(target))] for target in targets]
+            full = [[*target, *[IGNORED] * (width - len(target))] for target in targets]
             batch["labels"] = torch.tensor(full, dtype=torch.long)
-            batch["learned"] = batch["labels"] != _IGNORED
+            batch["learned"] = batch["labels"] != IGNORED
             batch["lines"] = [1] * len(targets)
         return batch
 
@@ -127,7 +127,7 @@ class Seq2SeqTask:
         labels_BT = batch["labels"]
         found = StepOutput(torch.zeros(()), 0, {})
         if labels_BT is not None:
-            found = self._learn(model, batch)
+            found = self.score_targets(model, batch)
         is_wanted = labels_BT is None or self._config.generate_in_eval
         if "seed" in batch or not is_wanted or not batch.get("generate", True):
             return found
@@ -200,12 +200,13 @@ class Seq2SeqTask:
             line["loss"] = score.loss_sum / score.count
         return line
 
-    def _learn(self, model: Callable[..., Any], batch: Batch) -> StepOutput:
+    def score_targets(self, model: Callable[..., Any], batch: Batch) -> StepOutput:
+        """Return the loss of `labels` given `inputs`, and what `forward` says of them."""
         labels_BT = batch["labels"]
         read_BT = shift_right(labels_BT, unwrapped(model), start=self._start(model))
-        logits_BTV = model(**batch["inputs"], decoder_input_ids=read_BT).logits
+        logits_BTV = model(**batch["inputs"], decoder_input_ids=read_BT, use_cache=False).logits
         labels_BT = labels_BT.to(logits_BTV.device)
-        learned_BT = labels_BT != _IGNORED
+        learned_BT = labels_BT != IGNORED
         logits_NV, true_N = logits_BTV[learned_BT], labels_BT[learned_BT]
         if "seed" in batch:
             loss_sum = functional.cross_entropy(
@@ -258,7 +259,7 @@ def shift_right(labels_BT: torch.Tensor, model: Any, *, start: Mapping[str, int]
     padding = model.config.get_text_config(decoder=True).pad_token_id
     shifted_BT = labels_BT.new_full(labels_BT.shape, start["decoder_start_token_id"])
     shifted_BT[:, 1:] = labels_BT[:, :-1]
-    return shifted_BT.masked_fill(shifted_BT == _IGNORED, padding or 0)
+    return shifted_BT.masked_fill(shifted_BT == IGNORED, padding or 0)
 
 
 class Seq2Seq(RowFamily):

@@ -1,6 +1,7 @@
 """The task families by name; a new family adds one row here and one file beside."""
 
 from lora_cli.tasks.answer_choice import AnswerChoice
+from lora_cli.tasks.answer_choice_seq2seq import AnswerChoiceSeq2Seq
 from lora_cli.tasks.causal_language_modeling import CausalLanguageModeling
 from lora_cli.tasks.chat import Chat
 from lora_cli.tasks.contract import Family
@@ -27,4 +28,5 @@ FAMILIES: dict[str, Family] = {
     "chat": Chat(),
     "seq2seq": Seq2Seq(),
     "answer_choice": AnswerChoice(),
+    "answer_choice_seq2seq": AnswerChoiceSeq2Seq(),
 }

@@ -1,4 +1,4 @@
-"""Runs to combine, and the command that combines them."""
+"""Runs to combine, the command that combines them, and a base to chat with."""
 
 import json
 import shutil
@@ -8,6 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+COLOURS = {"grass": "green", "snow": "white", "coal": "black", "sky": "blue", "blood": "red"}
+WORDS = ("user", "assistant", "system", "what", "colour", "is", "it", "now", "please", "so")
+SPECIAL = ("<|im_start|>", "<|im_end|>", "</s>")
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 @pytest.fixture(scope="session")
@@ -114,3 +122,31 @@ def train_family(
         return FamilyRun(name, cwd / "runs" / "a", tiny_model_dir(), data, whole, finished)
 
     return train
+
+
+@pytest.fixture(scope="session")
+def chat_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with a tokenizer of words and the tokens and the template of ChatML."""
+    import torch
+    import transformers
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("chat-base")
+    words = ["[UNK]", *WORDS, *COLOURS, *COLOURS.values()]
+    made = Tokenizer(models.WordLevel({w: n for n, w in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens([AddedToken(one, special=True, normalized=False) for one in SPECIAL])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="[UNK]", eos_token="</s>", model_max_length=64
+    )
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, intermediate_size=64, max_position_embeddings=64,
+        initializer_range=0.2, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder

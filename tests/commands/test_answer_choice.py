@@ -160,3 +160,25 @@ def test_what_cannot_be_is_refused(
     assert done.code == 2
     assert f"error[{id_}]" in done.err
     assert not (tmp_path / "b").exists()
+
+
+def test_an_encoder_and_a_decoder_choose(
+    run_cli: Any, tiny_run: Any, tiny_language_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = tiny_language_dir("bart")
+    done = run_cli(
+        "train", f"model.path={base}", "task=answer_choice_seq2seq",
+        f"task.data.path={tiny_run.data}", "task.prompt={text} it was", ANSWERS,
+        "task.max_length=24", "lora.targets=all-linear", "lora.r=8", "optimizer.lr=0.01",
+        "trainer.max_steps=30", "trainer.global_batch_size=16", "run.dir=r", "--quiet",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    result = json.loads((tmp_path / "r" / "result.json").read_text())
+    assert result["adapter"]["accuracy"] > result["base"]["accuracy"]
+    assert result["merged"] == pytest.approx(result["adapter"], abs=1e-3)
+    config = json.loads((tmp_path / "r" / "adapter" / "adapter_config.json").read_text())
+    assert config["task_type"] == "SEQ_2_SEQ_LM"
+    done = run_cli("predict", "r", "text=the film was good", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert set(done.lines[0]["probabilities"]) == {"negative", "positive"}

@@ -1,5 +1,6 @@
 """The comparison after merging: what it measures and where it draws the line."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest

@@ -1,7 +1,10 @@
+import dataclasses
+
 import pytest
 
 from lora_cli.config.adapters import LoraConfig
 from lora_cli.config.commands import COMMANDS, VARIANTS
+from lora_cli.config.language import AnswerChoiceConfig, AnswerSettings
 from lora_cli.config.optim import SgdConfig
 from lora_cli.config.schema import (
     all_keys,
@@ -128,3 +131,9 @@ def test_docs_of_a_base_hold_where_a_class_has_no_others() -> None:
     assert plain["max_length"].endswith("the number cut is reported.")
     assert own["max_length"].endswith("count as tagged O.")
     assert "threshold" not in plain
+
+
+def test_help_of_what_a_dataclass_is_made_of_is_found() -> None:
+    docs = field_docs(AnswerChoiceConfig)
+    assert set(docs) == {one.name for one in dataclasses.fields(AnswerChoiceConfig)} - {"data"}
+    assert docs["prompt"] == field_docs(AnswerSettings)["prompt"] != ""
