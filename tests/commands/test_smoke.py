@@ -29,13 +29,16 @@ def test_every_family_goes_the_whole_way(
     place = tmp_path / "here"
     place.mkdir()
     task = (f"task={family}", "task.data.path=somebody/rows")
-    done = run_cli(*BASE, *task, "--json", cwd=place)
+    model, told = "bert", "bert of 12 layers for google-bert/bert-base-uncased"
+    if FAMILIES[family].auto_class == "AutoModelForSeq2SeqLM":
+        model, told = "flan-t5-small", "t5 of 8 layers for google/flan-t5-small"
+    done = run_cli("train", f"model={model}", "smoke=true", *task, "--json", cwd=place)
     assert done.code == 0, done.err
     result = json.loads(done.out)
     assert result["smoke"] == "passed"
     assert set(result["stages"]) == {"train", "eval", "merge", "predict"}
     assert "rows are made up, since somebody/rows is on the hub, which is not asked" in done.err
-    assert "a narrow random bert of 12 layers for google-bert/bert-base-uncased" in done.err
+    assert f"a narrow random {told}" in done.err
     assert "predict  4 rows" in done.err
     assert list(place.iterdir()) == []
     assert list(own_temporary_folder.glob("lora-cli-*")) == []
