@@ -165,7 +165,7 @@ RUNS: dict[str, Run] = {
     "tech_support": Run(
         *("made/support", "chat", "chrf"),
         (
-            *("task.max_length=96", *rows(None, 40), *short(5e-4, 30, batch=8)),
+            *("task.max_length=96", *rows(None, 40), *WHOLE, *short(2e-3, 40, batch=8)),
             *("task.generate_in_eval=true", "task.generation.max_new_tokens=48"),
         ),
         UNTRAINED,
@@ -173,7 +173,7 @@ RUNS: dict[str, Run] = {
     ),
     "alpaca_en_demo": Run(
         *("alpaca_en_demo", "chat", "perplexity"),
-        ("task.max_length=256", *rows(None, 60), *short(5e-4, 20, batch=8)),
+        ("task.max_length=256", *rows(None, 60), *WHOLE, *short(1e-3, 20, batch=8)),
         UNTRAINED,
         model="smollm2",
     ),
@@ -181,7 +181,7 @@ RUNS: dict[str, Run] = {
         *("debian_synopsis", "causal_language_modeling", "perplexity"),
         (
             *("task.data.text_column=source", "task.max_length=256", *rows(1000, 60)),
-            *short(5e-4, 30, batch=4),
+            *(*WHOLE, *short(1e-3, 30, batch=4)),
         ),
         UNTRAINED,
         model="smollm2",
