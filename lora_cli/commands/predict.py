@@ -18,6 +18,7 @@ from lora_cli.commands.writing import with_generation
 from lora_cli.config.commands import PredictConfig
 from lora_cli.config.composed import Composed
 from lora_cli.data.files import iter_rows
+from lora_cli.data.plain import json_value
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, RunFailedError, UserError
 from lora_cli.tasks.contract import Features, Task
@@ -128,7 +129,7 @@ def _predict(
     )
     for (row, _), prediction in zip(rows, evaluation.predictions, strict=True):
         line = task.to_json(prediction)
-        own = dict(row.values)
+        own = {name: json_value(value) for name, value in row.values.items()}
         line["id"] = own.pop("id", line["id"])
         for name, value in own.items():
             if name not in line:
