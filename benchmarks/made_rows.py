@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import movielens
+import yaml
 
 CHOICES = 4
 WORDS = range(12, 31)
 HELD_OUT = 250
 BOM = "\ufeff"
+RATINGS = "recbole-1.2.1-py3-none-any.whl"
 
 Rows = list[dict[str, Any]]
 
@@ -97,13 +99,41 @@ def ratings(wheel: Path) -> dict[str, Rows]:
     return movielens.convert(wheel, history=2)
 
 
-# What each made set is made by, and of: a folder of the data, or the package of ratings.
+def support(wheel: Path) -> dict[str, Rows]:
+    """Return questions about computers with their answers, each of ten pairs many times.
+
+    They are shuffled and cut, so that what is evaluated is what was learned by heart.
+    """
+    with zipfile.ZipFile(wheel) as archive:
+        text = archive.read("chatterbot_corpus/data/english/tech_support.yml")
+    pairs = yaml.safe_load(text)["conversations"]
+    rows: Rows = [{"prompt": str(asked), "completion": str(told)} for asked, told in pairs]
+    random.Random(0).shuffle(rows)
+    test, validation = rows[:100], rows[100:200]
+    return {"train": rows[200:], "validation": validation, "test": test}
+
+
+def descriptions(folder: Path) -> dict[str, Rows]:
+    """Return facts with the description that is to be written; all of those known, to evaluate."""
+    known: dict[str, list[str]] = {}
+    for row in read_rows(folder / "validation.jsonl"):
+        known.setdefault(row["source"], []).append(row["target"])
+    evaluated: Rows = [{"source": facts, "target": texts} for facts, texts in known.items()]
+    random.Random(0).shuffle(evaluated)
+    half = len(evaluated) // 2
+    train = [row for row in read_rows(folder / "train.jsonl") if row["source"] not in known]
+    return {"train": train, "validation": evaluated[half:], "test": evaluated[:half]}
+
+
+# What each made set is made by, and of: a folder of the data, or the wheel of a package.
 MAKERS: dict[str, tuple[Callable[[Path], dict[str, Rows]], str]] = {
     "wnut17": (clean_words, "wnut17"),
     "cloze": (cloze, "ag_news"),
     "entity_types": (entity_types, "wikiann_en"),
-    "genres": (genres, "recbole"),
-    "ratings": (ratings, "recbole"),
+    "genres": (genres, RATINGS),
+    "ratings": (ratings, RATINGS),
+    "support": (support, "chatterbot_corpus-1.3.3-py2.py3-none-any.whl"),
+    "descriptions": (descriptions, "e2e_nlg"),
 }
 
 

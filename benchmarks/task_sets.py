@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 PAIR = ("task.data.text_column=text_a", "task.data.text_pair_column=text_b")
 WHOLE = ("lora=all-linear", "lora.r=16")
+UNTRAINED = ("untrained",)
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Run:
         family: Task family.
         metric: What is compared.
         settings: What the run sets besides.
-        baselines: Names in `baselines.BASELINES`; the best one is to be beaten.
+        baselines: Names in `baselines.BASELINES`, or untrained; the best one is to be beaten.
         model: minilm, which is a package, or a folder of MODELS.
         start: Another row whose adapter is merged before.
         beside: Another row whose result is a baseline too.
@@ -151,5 +152,78 @@ RUNS: dict[str, Run] = {
         ("majority", "words"),
         start="ag_news_words",
         beside="ag_news",
+    ),
+    "tech_support": Run(
+        *("made/support", "chat", "chrf"),
+        (
+            *("task.max_length=96", *rows(None, 40), *steps(5e-4, 1, batch=8)),
+            *("trainer.max_steps=30", "task.generate_in_eval=true"),
+            "task.generation.max_new_tokens=48",
+        ),
+        UNTRAINED,
+        model="smollm2",
+    ),
+    "alpaca_en_demo": Run(
+        *("alpaca_en_demo", "chat", "perplexity"),
+        ("task.max_length=256", *rows(None, 60), *steps(5e-4, 1, batch=8), "trainer.max_steps=20"),
+        UNTRAINED,
+        model="smollm2",
+    ),
+    "package_texts": Run(
+        *("debian_synopsis", "causal_language_modeling", "perplexity"),
+        (
+            *("task.data.text_column=source", "task.max_length=256", *rows(1000, 60)),
+            *(*steps(5e-4, 1, batch=4), "trainer.max_steps=30"),
+        ),
+        UNTRAINED,
+        model="smollm2",
+    ),
+    "sst2_answers": Run(
+        *("sst2", "answer_choice", "accuracy"),
+        (
+            *("task.data.text_column=text", "task.data.label_column=label", "task.max_length=96"),
+            "task.prompt=Review: {text} Sentiment:",
+            *(*rows(800, 300), *steps(1e-3, 1)),
+        ),
+        (*UNTRAINED, "majority", "words"),
+        model="smollm2",
+    ),
+    "trec_answers": Run(
+        *("trec", "answer_choice_seq2seq", "accuracy"),
+        (
+            *("task.data.text_column=text", "task.data.label_column=label", "task.max_length=64"),
+            "task.prompt=Question: {text} What kind of answer is asked for?",
+            *(*rows(1500, 300), *steps(2e-3, 2)),
+        ),
+        (*UNTRAINED, "majority", "words"),
+        model="flan-t5-small",
+    ),
+    "e2e_nlg": Run(
+        *("made/descriptions", "seq2seq", "bleu"),
+        (
+            *("task.prefix=describe: ", "task.max_length=96", "task.max_target_length=96"),
+            *(*rows(1200, 40), *WHOLE, *steps(1e-3, 1), "task.generation.max_new_tokens=80"),
+        ),
+        UNTRAINED,
+        model="flan-t5-small",
+    ),
+    "multi30k_en_de": Run(
+        *("multi30k_en_de", "seq2seq", "bleu"),
+        (
+            *("task.prefix=translate English to German: ", "task.max_length=64"),
+            *("task.max_target_length=64", *rows(2000, 100), *WHOLE, *steps(1e-3, 1)),
+            "task.generation.max_new_tokens=48",
+        ),
+        UNTRAINED,
+        model="flan-t5-small",
+    ),
+    "debian_synopsis": Run(
+        *("debian_synopsis", "seq2seq", "rougeL"),
+        (
+            *("task.prefix=summarize: ", "task.max_length=128", "task.max_target_length=32"),
+            *(*rows(1000, 100), *WHOLE, *steps(1e-3, 1), "task.generation.max_new_tokens=24"),
+        ),
+        UNTRAINED,
+        model="flan-t5-small",
     ),
 }

@@ -5,10 +5,10 @@
     python benchmarks/tasks.py --data DATA --only wnut17    # one row; the rest as it was
 
 DATA holds a folder for each data set, MODELS one for each model that is no package (see
-`benchmarks/task_sets.py`), and `--wheel` names recbole-1.2.1-py3-none-any.whl. A row that lacks its
-data or model is left out, and named. Results are kept in a file: a row is run again if its command
-has changed, or with `--again`. Memory is that of the training process at its peak; seconds are
-those of the whole training command, by the clock and of the processor.
+`benchmarks/task_sets.py`), and `--wheels` the wheels of recbole and chatterbot-corpus. A row that
+lacks its data or model is left out, and named. Results are kept in a file: a row is run again if
+its command has changed, or with `--again`. Memory is that of the training process at its peak;
+seconds are those of the whole training command, by the clock and of the processor.
 """
 
 import argparse
@@ -29,6 +29,10 @@ BASELINES = Path(__file__).with_name("baselines.py")
 HEADINGS = ["set", "task", "model", "train rows", "test rows", "metric", "base", "baseline"]
 HEADINGS += ["adapter", "CPU s", "s", "peak GB"]
 LESS_IS_BETTER = ("perplexity", "mse")
+# The base as a baseline, for models that can do without training what is asked.
+UNTRAINED = "untrained"
+# What is told besides of texts that are written.
+WRITTEN = ("loss", "bleu", "chrf", "rougeL", "exact_match", "ended")
 
 Result = dict[str, Any]
 
@@ -43,7 +47,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add = parser.add_argument
     add("--data", default="", help="folder of data sets")
     add("--models", default="", help="folder of models")
-    add("--wheel", default="", help="recbole-1.2.1-py3-none-any.whl")
+    add("--wheels", default="", help="folder of the wheels of recbole and chatterbot-corpus")
     add("--only", help="names of rows with commas between them, such as wnut17,xquad_en")
     add("--table", action="store_true", help="print what is known, and run nothing")
     add("--again", action="store_true", help="run rows again whose result is known")
@@ -66,13 +70,15 @@ def find_source(args: argparse.Namespace, item: Run) -> Path | None:
     """
     if item.data.startswith("cache://"):
         return None
-    folder = item.data
+    name = item.data
     if item.data.startswith("made/"):
-        folder = made_rows.MAKERS[item.data.removeprefix("made/")][1]
-    path = Path(args.wheel) if folder == "recbole" else Path(args.data) / folder
-    given = args.wheel if folder == "recbole" else args.data
+        name = made_rows.MAKERS[item.data.removeprefix("made/")][1]
+    given, option = args.data, f"no folder {name} in --data"
+    if name.endswith(".whl"):
+        given, option = args.wheels, f"no {name} in --wheels"
+    path = Path(given) / name
     if not given or not path.exists():
-        raise RunError(f"no {'--wheel' if folder == 'recbole' else f'folder {folder} in --data'}")
+        raise RunError(option)
     return path
 
 
@@ -121,7 +127,8 @@ def measure(item: Run, arguments: Sequence[str], folder: Path) -> Result:
     seconds, cpu_seconds = time.monotonic() - start, _child_seconds() - before
     scores = _result(["-m", "lora_cli", "eval", str(folder), "--json", "--quiet"])
     split = scores["split"]
-    simple = _result([str(BASELINES), str(folder), split, *item.baselines])
+    asked = [name for name in item.baselines if name != UNTRAINED]
+    simple = _result([str(BASELINES), str(folder), split, *asked])
     return {
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
@@ -153,10 +160,13 @@ def _result(arguments: Sequence[str]) -> Result:
 def best_baseline(name: str, results: Mapping[str, Result]) -> tuple[str, float]:
     """Return the name and value of the strongest baseline of a row.
 
-    That may be the result of another row, where this one differs by how it starts.
+    That may be the model before training, or the result of another row, where this one differs by
+    how it starts.
     """
     item, found = RUNS[name], results[name]
     values = {known: scores[item.metric] for known, scores in found["baselines"].items()}
+    if UNTRAINED in item.baselines:
+        values[UNTRAINED] = found["base"][item.metric]
     if item.beside is not None and item.beside in results:
         values[f"row {item.beside}"] = results[item.beside]["adapter"][item.metric]
     choose = min if item.metric in LESS_IS_BETTER else max
@@ -186,11 +196,17 @@ def _number(value: float) -> str:
 
 
 def print_table(results: Mapping[str, Result]) -> None:
-    """Print the table of what was measured, and the command of each row."""
+    """Print the tables of what was measured, and the command of each row."""
     known = [name for name in RUNS if name in results]
     print(f"| {' | '.join(HEADINGS)} |\n|{'---|' * 3}{'---:|' * (len(HEADINGS) - 3)}")
     for name in known:
         print(f"| {' | '.join(cells(name, results))} |")
+    if writing := [name for name in known if "ended" in results[name]["adapter"]]:
+        print(f"\n| set | {' | '.join(WRITTEN)} |\n|---|{'---:|' * len(WRITTEN)}")
+        for name in writing:
+            before, after = (results[name][model] for model in ("base", "adapter"))
+            told = (f"{_number(before[key])} → {_number(after[key])}" for key in WRITTEN)
+            print(f"| {name} | {' | '.join(told)} |")
     print("\n```")
     for name in known:
         print(f"# {name}\nlora-cli train {shlex.join(results[name]['command'])}")

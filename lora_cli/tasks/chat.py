@@ -8,7 +8,6 @@ the answers with the true ones.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,33 +35,15 @@ from lora_cli.tasks.chat_refusals import (
 )
 from lora_cli.tasks.chat_template import ChatTemplate, Refused
 from lora_cli.tasks.contract import Batch, Features, StepOutput
-from lora_cli.tasks.generation import as_rows, as_tensor, generate, text_of
+from lora_cli.tasks.generation import generate, have_ended
 from lora_cli.tasks.language import (
-    Score,
     collate_sequences,
     next_token_loss,
-    scores,
     supervised,
     training_lines,
 )
 from lora_cli.tasks.rows import Columns, Role, RowFamily, raise_if
-
-
-@dataclass(frozen=True, slots=True)
-class ChatPrediction:
-    """What a model says of one conversation.
-
-    Attributes:
-        id: Row id.
-        score: How well the assistant's tokens are predicted; None where they are not known.
-        answer: What the model answers to the last question; None where it was not asked to.
-        reference: The true answer, where it is known and an answer was asked for.
-    """
-
-    id: str
-    score: Score | None
-    answer: str | None
-    reference: str | None
+from lora_cli.tasks.written import WrittenText, written_metrics, written_outputs, written_texts
 
 
 class ChatTask:
@@ -88,7 +69,7 @@ class ChatTask:
 
         Returns:
             Besides what all features have: its one sequence, ``sequences``; where an answer is to
-            be generated, the tokens of the ``prompt`` and the true answer, ``reference``; and
+            be generated, the tokens of the ``prompt`` and the true answer in ``references``; and
             ``left_out`` where the conversation is too long and such are not to be used.
 
         Raises:
@@ -108,7 +89,7 @@ class ChatTask:
                 last = max(n for n, one in enumerate(messages) if one["role"] == "assistant")
                 prompt = self._template.prompt(messages[:last], documents)
                 asked = self._question(row, prompt, str(messages[last]["content"]))
-                features |= {name: asked[name] for name in ("prompt", "reference")}
+                features |= {name: asked[name] for name in ("prompt", "references")}
         except Refused as refused:
             raise UserError(not_written(row, refused)) from refused
         return features
@@ -121,7 +102,7 @@ class ChatTask:
     def forward(self, model: Callable[..., Any], batch: Batch) -> StepOutput:
         """Return the loss of the assistant's tokens; outside of training, generate if asked to.
 
-        The outputs are those of `next_token_loss`, and ``answers`` (B, G), generated tokens.
+        The outputs are those of `next_token_loss` and of `written_outputs`.
         """
         if not self._is_answering:
             found = next_token_loss(model, batch)
@@ -139,58 +120,37 @@ class ChatTask:
             end_ids=self._template.end_ids,
             on_text=batch.get("on_text"),
         )
-        device = batch["inputs"]["input_ids"].device
-        answers = as_tensor(written, device=device)
-        return StepOutput(found.loss_sum, found.count, {**found.outputs, "answers": answers})
-
-    def decode(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[ChatPrediction]:
-        """Return one prediction a row."""
-        rows = batch["rows"]
-        known = scores(outputs, batch) if "log_probs" in outputs else [None] * len(rows)
-        answers: list[str | None] = [None] * len(rows)
-        if "answers" in outputs:
-            written = as_rows(outputs["answers"])
-            answers = [text_of(self._tokenizer, tokens, self._generation) for tokens in written]
-        return [
-            ChatPrediction(row["id"], score, answer, row.get("reference"))
-            for row, score, answer in zip(rows, known, answers, strict=True)
-        ]
-
-    def metrics(self, predictions: Sequence[ChatPrediction]) -> dict[str, float]:
-        """Return what `token_metrics` does and, with answers, what `generation_metrics` does."""
-        from lora_cli.metrics.perplexity import token_metrics
-
-        known = [one.score for one in predictions if one.score is not None]
-        metrics = token_metrics(
-            [one.loss_sum for one in known],
-            [one.hits for one in known],
-            [one.count for one in known],
+        ended = have_ended(
+            model, self._tokenizer, written, self._generation, end_ids=self._template.end_ids
         )
-        pairs = [
-            (one.answer, one.reference)
-            for one in predictions
-            if one.answer is not None and one.reference is not None
-        ]
-        if pairs:
-            from lora_cli.metrics.generation import generation_metrics
+        answers = written_outputs(written, ended, device=batch["inputs"]["input_ids"].device)
+        return StepOutput(found.loss_sum, found.count, {**found.outputs, **answers})
 
-            metrics |= generation_metrics([a for a, _ in pairs], [[true] for _, true in pairs])
-        return metrics
+    def decode(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[WrittenText]:
+        """Return one prediction a row."""
+        return written_texts(self._tokenizer, outputs, batch, self._generation)
 
-    def report(self, predictions: Sequence[ChatPrediction]) -> dict[str, Any]:
+    def metrics(self, predictions: Sequence[WrittenText]) -> dict[str, float]:
+        """Return what `written_metrics` does; its texts are the answers."""
+        return written_metrics(predictions)
+
+    def report(self, predictions: Sequence[WrittenText]) -> dict[str, Any]:
         """Return nothing: there are no classes."""
         del predictions
         return {}
 
-    def to_json(self, prediction: ChatPrediction) -> dict[str, Any]:
-        """Return id; answer and the true one, where it was generated; loss and tokens if known."""
+    def to_json(self, prediction: WrittenText) -> dict[str, Any]:
+        """Return id; answer and the true one, where it was generated; loss and tokens if known.
+
+        ``ended`` is false where the answer was cut at `max_new_tokens`.
+        """
         from lora_cli.metrics.perplexity import perplexity
 
         line: dict[str, Any] = {"id": prediction.id}
-        if prediction.answer is not None:
-            line["answer"] = prediction.answer
-        if prediction.reference is not None:
-            line["reference"] = prediction.reference
+        if prediction.text is not None:
+            line |= {"answer": prediction.text, "ended": prediction.is_ended}
+        if prediction.references:
+            (line["reference"],) = prediction.references
         if (score := prediction.score) is not None and score.count:
             line["loss"] = score.loss_sum / score.count
             line["perplexity"] = perplexity(score.loss_sum, score.count)
@@ -228,7 +188,7 @@ class ChatTask:
             "supervised": 0,
             "sequences": [],
             "prompt": prompt,
-            "reference": reference,
+            "references": [] if reference is None else [reference],
         }
 
 

@@ -100,6 +100,23 @@ def ending_ids(model: Any, tokenizer: Any, more: Sequence[int] = ()) -> frozense
     return frozenset(int(token) for token in found if token is not None)
 
 
+def have_ended(
+    model: Callable[..., Any],
+    tokenizer: Any,
+    written: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    *,
+    end_ids: Sequence[int] = (),
+) -> list[bool]:
+    """Return of each text that `generate` wrote whether it ended by itself, not at the limit."""
+    ends = ending_ids(unwrapped(model), tokenizer, end_ids)
+    return [
+        bool(row)
+        and (row[-1] in ends or bool(config.stop and _holds_text(row, tokenizer, config.stop)))
+        for row in written
+    ]
+
+
 def text_of(tokenizer: Any, tokens: Sequence[int], config: GenerationConfig) -> str:
     """Return generated tokens as a text, up to the first of the texts that end it."""
     text: str = tokenizer.decode(list(tokens), skip_special_tokens=True)

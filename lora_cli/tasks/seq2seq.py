@@ -8,7 +8,6 @@ Shapes: S tokens of a source, T tokens of a target, V entries of the vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,32 +22,16 @@ from lora_cli.data.sources import Loaded
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
 from lora_cli.tasks.contract import Batch, Features, StepOutput
-from lora_cli.tasks.generation import as_rows, as_tensor, generate, text_of, unwrapped
-from lora_cli.tasks.language import Score, own_and_best, scores
+from lora_cli.tasks.generation import generate, have_ended, unwrapped
+from lora_cli.tasks.language import own_and_best
 from lora_cli.tasks.languages import set_languages
 from lora_cli.tasks.rows import Columns, Role, RowFamily
+from lora_cli.tasks.written import WrittenText, written_metrics, written_outputs, written_texts
 
 SOURCES = ("source", "src", "article", "document", "dialogue", "input", "text", "sentence")
 TARGETS = ("target", "tgt", "references", "summary", "highlights", "translation", "output")
 # What the loss passes over: cross_entropy's own default.
 IGNORED = -100
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenText:
-    """What a model says of one row.
-
-    Attributes:
-        id: Row id.
-        text: What it writes; None where it was not asked to.
-        score: How well the tokens of the target are predicted; None where it is not known.
-        references: The texts that were wanted; none where they are not known.
-    """
-
-    id: str
-    text: str | None
-    score: Score | None
-    references: tuple[str, ...]
 
 
 class Seq2SeqTask:
@@ -122,7 +105,7 @@ class Seq2SeqTask:
         """Return the loss of the targets' tokens; outside of training, write texts if asked to.
 
         The outputs, outside of training, are ``log_probs`` (B, T, 2), of each token of the target
-        and of the best other one, where targets are known, and ``texts`` (B, G), tokens.
+        and of the best other one, where targets are known, and those of `written_outputs`.
         """
         labels_BT = batch["labels"]
         found = StepOutput(torch.zeros(()), 0, {})
@@ -140,49 +123,19 @@ class Seq2SeqTask:
             end_ids=self._ends(),
             options=self._start(model) | self._options,
         )
-        texts = as_tensor(written, device=batch["inputs"]["input_ids"].device)
-        return StepOutput(found.loss_sum, found.count, {**found.outputs, "texts": texts})
+        ended = have_ended(
+            model, self._tokenizer, written, self._config.generation, end_ids=self._ends()
+        )
+        texts = written_outputs(written, ended, device=batch["inputs"]["input_ids"].device)
+        return StepOutput(found.loss_sum, found.count, {**found.outputs, **texts})
 
     def decode(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[WrittenText]:
         """Return one prediction a row."""
-        rows = batch["rows"]
-        known = scores(outputs, batch) if "log_probs" in outputs else [None] * len(rows)
-        texts: list[str | None] = [None] * len(rows)
-        if "texts" in outputs:
-            written = as_rows(outputs["texts"])
-            texts = [text_of(self._tokenizer, one, self._config.generation) for one in written]
-        return [
-            WrittenText(row["id"], text, score, tuple(row["references"]))
-            for row, text, score in zip(rows, texts, known, strict=True)
-        ]
+        return written_texts(self._tokenizer, outputs, batch, self._config.generation)
 
     def metrics(self, predictions: Sequence[WrittenText]) -> dict[str, float]:
-        """Return perplexity and token_accuracy of the targets, and how near the texts are to them.
-
-        The latter are bleu, chrf, ROUGE and exact_match; see `lora_cli.metrics.generation`.
-        """
-        from lora_cli.metrics.perplexity import token_metrics
-
-        known = [one.score for one in predictions if one.score is not None]
-        found = token_metrics(
-            [one.loss_sum for one in known],
-            [one.hits for one in known],
-            [one.count for one in known],
-        )
-        pairs = [
-            (one.text, one.references)
-            for one in predictions
-            if one.text is not None and one.references
-        ]
-        if pairs:
-            from lora_cli.metrics.generation import generation_metrics
-
-            found |= generation_metrics(
-                [text for text, _ in pairs],
-                [wanted for _, wanted in pairs],
-                tokenizer=self._config.bleu_tokenizer,
-            )
-        return found
+        """Return what `written_metrics` does."""
+        return written_metrics(predictions, tokenizer=self._config.bleu_tokenizer)
 
     def report(self, predictions: Sequence[WrittenText]) -> dict[str, Any]:
         """Return nothing: there are no classes."""
@@ -190,10 +143,13 @@ class Seq2SeqTask:
         return {}
 
     def to_json(self, prediction: WrittenText) -> dict[str, Any]:
-        """Return id; the text that was written, what was wanted, and the loss, where known."""
+        """Return id; the text that was written, what was wanted, and the loss, where known.
+
+        ``ended`` is false where the text was cut at `max_new_tokens`.
+        """
         line: dict[str, Any] = {"id": prediction.id}
         if prediction.text is not None:
-            line["output"] = prediction.text
+            line |= {"output": prediction.text, "ended": prediction.is_ended}
         if prediction.references:
             line["references"] = list(prediction.references)
         if (score := prediction.score) is not None and score.count:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from lora_cli.config.commands import TrainConfig
-from lora_cli.config.tasks import TASKS, DataConfig
+from lora_cli.config.task_families import TASKS
+from lora_cli.config.tasks import DataConfig
 from lora_cli.tasks.table import FAMILIES
 
 Values = list[dict[str, Any]]

@@ -1,6 +1,7 @@
 """Rows that are made of others, from a few that were made up."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -63,3 +64,32 @@ def test_films_have_any_number_of_genres_and_are_in_one_split(
         "Two (1991)": ["Comedy", "Crime"],
         "Three ()": ["War"],
     }
+
+
+def test_questions_about_computers_are_cut_from_one_list(made_rows: Any, tmp_path: Path) -> None:
+    pairs = "".join(f"- - asked {n}\n  - told {n}\n" for n in range(250))
+    path = tmp_path / "made-up.whl"
+    with zipfile.ZipFile(path, "w") as file:
+        name = "chatterbot_corpus/data/english/tech_support.yml"
+        file.writestr(name, f"conversations:\n{pairs}")
+    splits = made_rows.support(path)
+    assert {name: len(rows) for name, rows in splits.items()} == {
+        **{"train": 50, "validation": 100, "test": 100}
+    }
+    rows = [row for split in splits.values() for row in split]
+    assert {row["prompt"] for row in rows} == {f"asked {n}" for n in range(250)}
+    assert all(row["completion"] == row["prompt"].replace("asked", "told") for row in rows)
+
+
+def test_all_descriptions_of_facts_count(made_rows: Any, tmp_path: Path) -> None:
+    pairs = [{"source": f"f{n // 2}", "target": f"t{n}"} for n in range(12)]
+    save(tmp_path, "validation", pairs)
+    save(tmp_path, "train", [{"source": "f0", "target": "x"}, {"source": "f9", "target": "y"}])
+    splits = made_rows.descriptions(tmp_path)
+    assert splits["train"] == [{"source": "f9", "target": "y"}]
+    evaluated = [*splits["validation"], *splits["test"]]
+    assert len(splits["test"]) == 3
+    assert sorted(row["source"] for row in evaluated) == [f"f{n}" for n in range(6)]
+    for row in evaluated:
+        number = int(row["source"][1:])
+        assert row["target"] == [f"t{2 * number}", f"t{2 * number + 1}"]

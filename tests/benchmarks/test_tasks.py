@@ -39,7 +39,7 @@ def test_the_rows_of_the_table_name_settings_and_baselines_that_exist(
     for place, (name, item) in enumerate(tasks.RUNS.items()):
         assert item.family in FAMILIES
         assert item.baselines, name
-        assert set(item.baselines) <= set(baselines)
+        assert set(item.baselines) <= {*baselines, tasks.UNTRAINED}
         for other in (item.start, item.beside):
             assert other is None or names.index(other) < place
     assert {item.family for item in tasks.RUNS.values()} == set(FAMILIES)
@@ -54,7 +54,7 @@ def test_a_row_without_its_data_or_model_is_left_out(tasks: Any, tmp_path: Path)
         ((), "banking77", "no folder banking77 in --data"),
         (("--data", ""), "banking77", "no folder banking77 in --data"),
         (("--data", str(tmp_path)), "banking77", "no folder banking77 in --data"),
-        ((), "ml-100k", "no --wheel"),
+        ((), "ml-100k", r"no recbole-1\.2\.1-py3-none-any\.whl in --wheels"),
         (("--data", str(tmp_path)), "fewclue_bustm", "no folder me5-small in --models"),
     ]:
         with pytest.raises(tasks.RunError, match=why):
@@ -111,6 +111,18 @@ def test_a_row_that_starts_otherwise_is_compared_with_the_plain_one(
     results = {name: found, plain: {**found, "adapter": {"accuracy": 0.86}}}
     assert tasks.best_baseline(name, results) == ("row ag_news", 0.86)
     assert tasks.best_baseline(name, {name: found}) == ("words", 0.8)
+
+
+def test_what_is_written_is_compared_with_the_model_before(
+    tasks: Any, found: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = dict.fromkeys(tasks.WRITTEN, 1.0)
+    found |= {"base": {**said, "chrf": 12.5}, "adapter": {**said, "chrf": 99.0}, "baselines": {}}
+    results = {"tech_support": found}
+    assert tasks.best_baseline("tech_support", results) == ("untrained", 12.5)
+    tasks.print_table(results)
+    shown = capsys.readouterr().out
+    assert "| tech_support | 1.000 → 1.000 | 1.000 → 1.000 | 12.500 → 99.000 |" in shown
 
 
 def test_a_failed_row_loses_no_other_and_a_known_row_is_not_run_again(

@@ -3,7 +3,8 @@ from dataclasses import fields
 import pytest
 
 from lora_cli.commands.new_rows import check_new_rows, check_no_new_rows
-from lora_cli.config.tasks import TASKS, DataConfig
+from lora_cli.config.task_families import TASKS
+from lora_cli.config.tasks import DataConfig
 from lora_cli.errors import UserError
 
 

@@ -75,8 +75,9 @@ def test_it_learns_to_translate(pair_run: PairRun) -> None:
     base, adapter = pair_run.result["base"], pair_run.result["adapter"]
     assert set(adapter) == {
         *("perplexity", "token_accuracy", "loss", "bleu", "chrf"),
-        *("rouge1", "rouge2", "rougeL", "exact_match"),
+        *("rouge1", "rouge2", "rougeL", "exact_match", "ended"),
     }
+    assert adapter["ended"] > 0.9
     assert base["chrf"] < 10 < 45 < adapter["chrf"]
     assert base["exact_match"] < 0.1 < 0.4 < adapter["exact_match"]
     assert pair_run.result["merged"] == pytest.approx(adapter, abs=1e-3)
@@ -121,14 +122,13 @@ def test_rows_are_translated(pair_run: PairRun, run_cli: Any, tmp_path: Path) ->
     for line in done.lines:
         assert line["output"] == known[line["translation"]["xx"]]
         assert "references" not in line
-    alone = run_cli("predict", pair_run.path, "text=good film", cwd=tmp_path)
+    row = json.loads((pair_run.data / "test.jsonl").read_text().splitlines()[0])["translation"]
+    alone = run_cli("predict", pair_run.path, f"text={row['en']}", cwd=tmp_path)
     assert alone.code == 0, alone.err
-    assert alone.lines[0]["output"] == known["bad city"]
-    flat = json.dumps({"translation.en": "good film"}).encode()
-    assert (
-        run_cli("predict", pair_run.path, cwd=tmp_path, stdin=flat).lines[0]["output"]
-        == (known["bad city"])
-    )
+    assert alone.lines[0]["output"] == known[row["xx"]]
+    flat = json.dumps({"translation.en": row["en"]}).encode()
+    done = run_cli("predict", pair_run.path, cwd=tmp_path, stdin=flat)
+    assert done.lines[0]["output"] == known[row["xx"]]
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -180,7 +180,7 @@ def test_other_architectures_train(
     assert result["merged"]["loss"] == pytest.approx(result["adapter"]["loss"], rel=1e-3)
     done = run_cli("predict", run.path, "text=good film", cwd=tmp_path)
     assert done.code == 0, done.err
-    assert set(done.lines[0]) == {"id", "output", "text"}
+    assert set(done.lines[0]) == {"id", "output", "ended", "text"}
 
 
 def test_beams_and_draws_on_request(pair_run: PairRun, run_cli: Any, tmp_path: Path) -> None:

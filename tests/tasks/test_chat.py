@@ -14,8 +14,9 @@ from lora_cli.config.language import ChatConfig
 from lora_cli.config.tasks import DataConfig
 from lora_cli.data.types import Row
 from lora_cli.errors import UserError
-from lora_cli.tasks.chat import Chat, ChatPrediction
+from lora_cli.tasks.chat import Chat
 from lora_cli.tasks.language import Score
+from lora_cli.tasks.written import WrittenText
 
 _spec = importlib.util.spec_from_file_location(
     "conversations", Path(__file__).with_name("conversations.py")
@@ -133,8 +134,8 @@ def test_the_side_of_the_padding_changes_nothing(build: Any, base: Path, side: s
         batch = task.collate([features])
         one = task.forward(model, batch)
         (alone,) = task.decode(one.outputs, batch)
-        assert prediction.answer == alone.answer
-        assert prediction.reference == alone.reference
+        assert prediction.text == alone.text
+        assert prediction.references == alone.references
         assert prediction.score.loss_sum == pytest.approx(alone.score.loss_sum, rel=1e-5)
         # And what transformers says of the same tokens.
         (sequence,) = features["sequences"]
@@ -144,14 +145,14 @@ def test_the_side_of_the_padding_changes_nothing(build: Any, base: Path, side: s
         with torch.no_grad():
             theirs = model(input_ids=torch.tensor([sequence["input_ids"]]), labels=labels).loss
         assert alone.score.loss_sum / alone.score.count == pytest.approx(float(theirs), rel=1e-5)
-    assert [one.reference for one in predictions] == ["is very old", "is good"]
+    assert [one.references for one in predictions] == [("is very old",), ("is good",)]
 
 
 def test_nothing_is_generated_in_training_and_comparing(build: Any, base: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(base).eval()
     task = build(generate_in_eval=True, generation=GenerationConfig(max_new_tokens=2))
     batch = task.collate([task.encode(row(LONG))])
-    assert set(task.forward(model, batch).outputs) == {"log_probs", "answers"}
+    assert set(task.forward(model, batch).outputs) == {"log_probs", "texts", "ended"}
     assert set(task.forward(model, {**batch, "generate": False}).outputs) == {"log_probs"}
     assert not task.forward(model, {**batch, "seed": 1}).outputs
 
@@ -167,7 +168,7 @@ def test_answering_reads_no_answers(build: Any, base: Path) -> None:
     assert found.count == 0
     (prediction,) = task.decode(found.outputs, batch)
     assert prediction.score is None
-    assert set(task.to_json(prediction)) == {"id", "answer"}
+    assert set(task.to_json(prediction)) == {"id", "answer", "ended"}
     with pytest.raises(UserError) as caught:
         build(state, max_length=16).encode(row(said("user: " + "the " * 30)))
     assert caught.value.problems[0].id == "task.overlong"
@@ -231,17 +232,17 @@ def test_columns_that_are_no_layout_are_refused() -> None:
 def test_metrics_are_over_all_tokens(build: Any) -> None:
     task = build()
     predictions = [
-        ChatPrediction("1", Score(2.0, 1, 2), "it is", "it is"),
-        ChatPrediction("2", Score(4.0, 0, 4), "no", "yes"),
-        ChatPrediction("3", None, None, None),
+        WrittenText("1", "it is", True, Score(2.0, 1, 2), ("it is",)),
+        WrittenText("2", "no", False, Score(4.0, 0, 4), ("yes",)),
+        WrittenText("3", None, None, None, ()),
     ]
     found = task.metrics(predictions)
     assert found["perplexity"] == pytest.approx(2.718281828)
     assert found["token_accuracy"] == pytest.approx(1 / 6)
-    assert found["exact_match"] == 0.5
+    assert (found["exact_match"], found["ended"]) == (0.5, 0.5)
     line = task.to_json(predictions[0])
     assert line == {
-        "id": "1", "answer": "it is", "reference": "it is", "loss": 1.0,
+        "id": "1", "answer": "it is", "ended": True, "reference": "it is", "loss": 1.0,
         "perplexity": pytest.approx(2.718281828), "tokens": 2,
     }  # fmt: skip
     assert set(task.metrics(predictions[2:])) == {"perplexity", "token_accuracy"}

@@ -18,6 +18,7 @@ from lora_cli.tasks.generation import (
     as_tensor,
     can_generate,
     generate,
+    have_ended,
     pad_left,
     text_of,
 )
@@ -184,6 +185,12 @@ def test_stop_texts_end_the_writing(load: Any, kind: str, beams: int) -> None:
         if beams == 1:
             assert row == whole[: len(row)]
     assert any(len(a) < len(b) for a, b in zip(found, free, strict=True))
+    ended = have_ended(loaded[0], tokenizer, found, config)
+    own = [loaded[0].generation_config.eos_token_id, tokenizer.eos_token_id]
+    assert ended == [
+        row[-1] in own or any(one in tokenizer.decode(row) for one in stop) for row in found
+    ]
+    assert any(ended)
 
 
 def test_a_row_ends_with_its_end_token(load: Any) -> None:
@@ -197,6 +204,11 @@ def test_a_row_ends_with_its_end_token(load: Any) -> None:
         wanted = whole[: whole.index(end) + 1] if end in whole else whole
         assert row == wanted
     assert found[0][-1] == end
+    ended = have_ended(model, tokenizer, [*found, []], config, end_ids=[end])
+    own = {end, tokenizer.eos_token_id, model.generation_config.eos_token_id}
+    assert ended == [not own.isdisjoint(row) for row in [*found, []]]
+    assert False in ended[:-1]
+    assert have_ended(model, tokenizer, found[:1], config) == [False]
 
 
 def test_padding_may_be_the_end_token(load: Any) -> None:

@@ -12,7 +12,8 @@ from lora_cli.config.generation import GenerationConfig
 from lora_cli.config.language import Seq2SeqConfig
 from lora_cli.data.types import Row
 from lora_cli.errors import UserError
-from lora_cli.tasks.seq2seq import Seq2Seq, WrittenText, shift_right
+from lora_cli.tasks.seq2seq import Seq2Seq, shift_right
+from lora_cli.tasks.written import WrittenText
 
 FAMILY = Seq2Seq()
 STATE = {"columns": {"source": "source", "target": "target"}}
@@ -196,22 +197,28 @@ def test_rows_to_predict_have_no_target(load: Any) -> None:
     told = Row("1", {"text": "the film was good"}, "text", 1)
     FAMILY.check_row(told, state)
     output, batch = run(task, model, [told])
-    assert (output.count, set(output.outputs)) == (0, {"texts"})
+    assert (output.count, set(output.outputs)) == (0, {"texts", "ended"})
     (found,) = task.decode(output.outputs, batch)
-    assert task.to_json(found) == {"id": "1", "output": found.text}
+    assert task.to_json(found) == {"id": "1", "output": found.text, "ended": found.is_ended}
     assert found.text
 
 
 def test_metrics_and_lines() -> None:
     task = Seq2Seq().build(Seq2SeqConfig(bleu_tokenizer="13a"), STATE, SimpleNamespace())
-    said = [WrittenText("1", "a b c d", None, ("x", "a b c d")), WrittenText("2", None, None, ())]
+    said = [
+        WrittenText("1", "a b c d", True, None, ("x", "a b c d")),
+        WrittenText("2", None, None, None, ()),
+    ]
     found = task.metrics(said)
     assert found["bleu"] == pytest.approx(100)
     assert set(found) == {
         *("perplexity", "token_accuracy", "bleu", "chrf"),
-        *("rouge1", "rouge2", "rougeL", "exact_match"),
+        *("rouge1", "rouge2", "rougeL", "exact_match", "ended"),
     }
-    assert task.to_json(said[0]) == {"id": "1", "output": "a b c d", "references": ["x", "a b c d"]}
+    assert found["ended"] == 1
+    assert task.to_json(said[0]) == {
+        **{"id": "1", "output": "a b c d", "ended": True, "references": ["x", "a b c d"]}
+    }
     assert task.to_json(said[1]) == {"id": "2"}
 
 
