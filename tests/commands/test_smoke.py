@@ -1,6 +1,7 @@
 import json
 import tempfile
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,24 @@ def test_bad_rows_are_found(run_cli: Callable[..., Any], tmp_path: Path) -> None
     done = run_cli(*BASE, "task.data.path=rows.csv", cwd=tmp_path)
     assert done.code == 2
     assert "rows.csv row 2 (empty)" in done.err, done.err
+
+
+def test_rows_of_many_to_a_user_with_dates_are_tried(
+    run_cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {"user": n // 120, "history": "h", "candidate": f"c {n}", "label": n % 3 % 2, "day": day}
+        for n in range(360)
+        for day in [date(2024, 1, 1 + n % 30)]
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    task = ("task=ranking", "task.data.path=rows.parquet", "task.data.time_column=day")
+    done = run_cli(*BASE, *task, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "predict  4 rows" in done.err
 
 
 def test_an_expected_architecture_is_compared_in_a_plain_run(
