@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_cli.data.columns import canonical_label
-from lora_cli.data.listing import count_rows, list_rows
+from lora_cli.data.listing import count_rows, list_rows, show_cell
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem
 
@@ -26,7 +26,11 @@ def words_of(value: Any) -> tuple[str, ...] | None:
     words = value.split() if isinstance(value, str) else value
     if not isinstance(words, list) or not words:
         return None
-    return tuple(words) if all(isinstance(word, str) and word.strip() for word in words) else None
+    return tuple(words) if all(_is_word(word) for word in words) else None
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != ""
 
 
 def tags_of(value: Any) -> tuple[str, ...] | None:
@@ -75,7 +79,11 @@ def join_words(words: Sequence[str]) -> tuple[str, tuple[Span, ...]]:
 
 def check_words(rows: Sequence[Row], column: str) -> list[Problem]:
     """Return a problem if some rows have no list of words in `column`."""
-    bad = [row for row in rows if words_of(row.values.get(column)) is None]
+    bad = [
+        (row, show_cell(row, column, part="word", fits=_is_word))
+        for row in rows
+        if words_of(row.values.get(column)) is None
+    ]
     rule = f"`{column}` must list the words of every row"
     allowed = "a list of texts that are not empty, or a text with spaces between the words"
     return _problem(bad, rule=rule, name="words", allowed=allowed)
@@ -89,7 +97,11 @@ def check_tags(rows: Sequence[Row], words: str, tags: str) -> list[Problem]:
         words: Column of the words.
         tags: Column of the tags.
     """
-    bad = [row for row in rows if tags_of(row.values.get(tags)) is None]
+    bad = [
+        (row, show_cell(row, tags, part="tag", fits=canonical_label))
+        for row in rows
+        if tags_of(row.values.get(tags)) is None
+    ]
     rule = f"`{tags}` must list the tags of every row"
     allowed = "a list of texts or whole numbers, or a text with spaces between the tags"
     problems = _problem(bad, rule=rule, name="tags", allowed=allowed)
@@ -111,7 +123,9 @@ def check_tags(rows: Sequence[Row], words: str, tags: str) -> list[Problem]:
     return problems
 
 
-def _problem(bad: Sequence[Row], *, rule: str, name: str, allowed: str) -> list[Problem]:
+def _problem(
+    bad: Sequence[tuple[Row, str]], *, rule: str, name: str, allowed: str
+) -> list[Problem]:
     if not bad:
         return []
     return [
@@ -120,5 +134,6 @@ def _problem(bad: Sequence[Row], *, rule: str, name: str, allowed: str) -> list[
             message=f"{rule}, but does not in {count_rows(len(bad))}.",
             where=list_rows(bad),
             allowed=allowed,
+            fix="correct the rows, or remove them",
         )
     ]
