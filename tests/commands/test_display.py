@@ -11,7 +11,7 @@ METHODS = [name for name in vars(Display) if not name.startswith("_")]
 
 
 def test_there_are_methods() -> None:
-    assert {"note", "table", "track", "on_event", "output", "result"} == set(METHODS)
+    assert {"note", "table", "track", "on_event", "output", "piece", "result"} == set(METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)

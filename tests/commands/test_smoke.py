@@ -13,9 +13,16 @@ from lora_cli.config.groups import group_options, option_variant
 from lora_cli.tasks.table import FAMILIES
 
 BASE = ("train", "model=bert", "smoke=true")
-# Models of families that BERT has no head for; the type and the layers of what stands in for them.
-MODELS = dict.fromkeys(("seq2seq", "answer_choice_seq2seq"), ("t5-small", "t5 of 6"))
-BERT = ("bert", "bert of 12")
+# A model that has the head of a family, and what is said of it.
+BERT = ("bert", "bert of 12 layers for google-bert/bert-base-uncased")
+OTHERS = {
+    "AutoModelForSeq2SeqLM": ("flan-t5-small", "t5 of 8 layers for google/flan-t5-small"),
+    "AutoModelForCausalLM": ("gpt2", "gpt2 of 12 layers for openai-community/gpt2"),
+}
+
+
+def model_of(family: str) -> tuple[str, str]:
+    return OTHERS.get(FAMILIES[family].auto_class, BERT)
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +39,7 @@ def test_every_family_goes_the_whole_way(
 ) -> None:
     place = tmp_path / "here"
     place.mkdir()
-    model, stand_in = MODELS.get(family, BERT)
+    model, told = model_of(family)
     task = (f"task={family}", "task.data.path=somebody/rows")
     done = run_cli("train", f"model={model}", "smoke=true", *task, "--json", cwd=place)
     assert done.code == 0, done.err
@@ -40,7 +47,7 @@ def test_every_family_goes_the_whole_way(
     assert result["smoke"] == "passed"
     assert set(result["stages"]) == {"train", "eval", "merge", "predict"}
     assert "rows are made up, since somebody/rows is on the hub, which is not asked" in done.err
-    assert f"a narrow random {stand_in} layers for" in done.err
+    assert f"a narrow random {told}" in done.err
     assert "predict  4 rows" in done.err
     assert list(place.iterdir()) == []
     assert list(own_temporary_folder.glob("lora-cli-*")) == []
@@ -53,7 +60,7 @@ def named_tasks() -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("task", named_tasks())
 def test_every_named_task(run_cli: Callable[..., Any], tmp_path: Path, task: str) -> None:
-    model, _ = MODELS.get(option_variant("task", task), BERT)
+    model, _ = model_of(option_variant("task", task))
     done = run_cli("train", f"model={model}", f"task={task}", "smoke=true", cwd=tmp_path)
     assert done.code == 0, done.err
 
