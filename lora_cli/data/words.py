@@ -1,6 +1,7 @@
 """Columns that hold the words of a text, and one tag for each of them."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,13 +51,28 @@ def tags_of(value: Any) -> tuple[str, ...] | None:
 def split_words(text: str) -> tuple[tuple[str, ...], tuple[Span, ...]]:
     """Return the words of a text and where they are in it, counted in characters.
 
-    Punctuation marks are words of their own, and so is each character of Chinese and Japanese.
+    Punctuation marks are words of their own, and so is each character of Chinese and Japanese. What
+    stands on or beside a letter, such as an accent or a vowel of Hindi, is part of its word.
 
-    >>> split_words("Ask 李明, now.")[0]
-    ('Ask', '李', '明', ',', 'now', '.')
+    >>> split_words("Ask 李明, now.")[0], split_words("हिन्दी!")[0]
+    (('Ask', '李', '明', ',', 'now', '.'), ('हिन्दी', '!'))
     """
-    found = list(_WORD.finditer(text))
-    return tuple(match.group() for match in found), tuple(match.span() for match in found)
+    spans: list[Span] = []
+    for match in _WORD.finditer(text):
+        start, end = match.span()
+        is_beside = bool(spans) and spans[-1][1] == start
+        if is_beside and _goes_on(text[slice(*spans[-1])], match.group()):
+            start = spans.pop()[0]
+        spans.append((start, end))
+    return tuple(text[slice(*span)] for span in spans), tuple(spans)
+
+
+def _goes_on(before: str, part: str) -> bool:
+    """Whether a part that stands beside a word belongs to it: a combining mark, or behind one."""
+    if _ALL_UNSPACED.fullmatch(part):
+        return False
+    is_behind = unicodedata.category(before[-1]).startswith("M") and before[0].isalnum()
+    return unicodedata.category(part[0]).startswith("M") or (is_behind and part[0].isalnum())
 
 
 def join_words(words: Sequence[str]) -> tuple[str, tuple[Span, ...]]:

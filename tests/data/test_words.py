@@ -41,6 +41,14 @@ def test_chinese_words_are_joined_without_spaces_and_split_by_character() -> Non
     assert split_words("𠮷田さん")[0] == ("𠮷", "田", "さ", "ん")
 
 
+def test_combining_marks_belong_to_their_word() -> None:
+    # An accent of its own, vowels and joined letters of Hindi, vowels of Arabic, a heart in red.
+    for word in ("Cafe\u0301", "हिन्दी", "मुंबई", "عَرَبِيّ", "\u2764\ufe0f"):
+        words, spans = split_words(f"{word}, {word}北 a")
+        assert words == (word, ",", word, "北", "a")
+        assert spans[2] == (len(word) + 2, 2 * len(word) + 2)
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [
