@@ -10,9 +10,7 @@ from lora_cli.errors import Problem
 _SHOWN = 5
 
 
-def check_alike(
-    rows: Sequence[Row], labels: Sequence[Sequence[str]], column: str
-) -> list[Problem]:
+def check_alike(rows: Sequence[Row], labels: Sequence[Sequence[str]], column: str) -> list[Problem]:
     """Return a problem if labels differ in white space alone, which makes two of one by accident.
 
     Args:
@@ -27,7 +25,9 @@ def check_alike(
     odd = sorted(set(counts) - set(usual.values()))
     if not odd:
         return []
-    pairs = ", ".join(f'"{label}" beside "{usual[" ".join(label.split())]}"' for label in odd[:_SHOWN])
+    pairs = ", ".join(
+        f'"{label}" beside "{usual[" ".join(label.split())]}"' for label in odd[:_SHOWN]
+    )
     bad = [
         (row, f'"{found[0]}"')
         for row, own in zip(rows, labels, strict=True)

@@ -31,7 +31,10 @@ DECODERS = ["llama", "gpt2", "qwen2", "gpt_neox"]
 
 @pytest.mark.parametrize("kind", DECODERS)
 def test_decoders_see_no_later_token(tiny_language_dir: Callable[..., Path], kind: str) -> None:
-    family, source = FAMILIES["causal_language_modeling"], resolve_model(str(tiny_language_dir(kind)))
+    family, source = (
+        FAMILIES["causal_language_modeling"],
+        resolve_model(str(tiny_language_dir(kind))),
+    )
     base = load_with_head(source, family, {}, dtype="bfloat16", seed=1)
     assert not sees_later_tokens(base.model)
 
