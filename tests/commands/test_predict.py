@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from datetime import date
@@ -104,6 +105,15 @@ def test_own_values_that_json_lacks_are_written_as_texts(
     assert "NaN" not in finished.out
     (line,) = finished.lines
     assert (line["day"], line["price"], line["raw"]) == ("2024-01-31", None, "YQ==")
+
+
+def test_a_text_that_is_no_utf8_is_refused(run_cli: Any, tiny_run: Any) -> None:
+    text = os.fsdecode(b"text=caf\xe9")
+    finished = run_cli("predict", "runs/a", text, cwd=tiny_run.cwd)
+    assert finished.code == 2
+    assert "error[predict.bad-text]: `text` must be UTF-8 text, but is not at character 4" in (
+        finished.err
+    )
 
 
 def test_texts_mean_what_they_say(run_cli: Any, tiny_run: Any) -> None:
