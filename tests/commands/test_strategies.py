@@ -249,7 +249,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
     for name in ("adapter.safetensors", "optimizer.safetensors"):
         found = path / "checkpoints" / last.name / name
         assert found.read_bytes() == (last / name).read_bytes(), name
-    times = ("samples_per_second", "seconds", "peak_rss_bytes", "adapter_bytes")
+    times = ("samples_per_second", "seconds", "peak_rss_bytes", "adapter_bytes", "crc32")
     lines, others = (read_lines(p / "metrics.jsonl") for p in (path, whole))
     results = [read_json(p / "result.json") for p in (path, whole)]
     for document in (*lines, *others, *results):

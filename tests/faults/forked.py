@@ -146,8 +146,8 @@ def outcome(run: Path, ids: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kept = [line for line in lines if line.get("event") in ("train", "eval", "base")]
     for line in kept:
-        line.pop("samples_per_second", None)
-        line.pop("seconds", None)
+        for name in ("samples_per_second", "seconds", "crc32"):
+            line.pop(name, None)
     found["metrics"] = kept
     found["rows"] = (run / "rows.jsonl").read_text()
     result = json.loads((run / "result.json").read_bytes())
