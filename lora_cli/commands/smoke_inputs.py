@@ -56,16 +56,7 @@ def shrink_run(config: TrainConfig, folder: Path) -> tuple[TrainConfig, list[str
     # A tokenizer that was made up has no codes of languages.
     codes = [] if is_read else [name for name in _LANGUAGES if getattr(task, name, None)]
     task = replace(task, **dict.fromkeys(codes))
-    left_out = [
-        name
-        for name, is_set in (
-            ("adapter", config.adapter is not None),
-            ("tracker", bool(config.tracker)),
-            ("distributed", config.distributed != DistributedConfig()),
-        )
-        if is_set
-    ]
-    left_out += [f"task.{name}" for name in codes]
+    left_out = [*_unused(config), *(f"task.{name}" for name in codes)]
     count = _rows_of_a_batch(task, family, splits, folder / "model")
     if count < _BATCH:
         task = _limited(task, train=2 * count, evaluated=count)
@@ -97,6 +88,16 @@ def shrink_run(config: TrainConfig, folder: Path) -> tuple[TrainConfig, list[str
         adapter=None,
     )
     return small, told
+
+
+def _unused(config: TrainConfig) -> list[str]:
+    """Return the sections of a recipe that do not count here."""
+    sections = (
+        ("adapter", config.adapter is not None),
+        ("tracker", bool(config.tracker)),
+        ("distributed", config.distributed != DistributedConfig()),
+    )
+    return [name for name, is_set in sections if is_set]
 
 
 def _load(task: Any, family: Family, config: TrainConfig) -> tuple[Any, Splits]:
