@@ -18,6 +18,7 @@ from lora_cli.commands.writing import with_generation
 from lora_cli.config.commands import PredictConfig
 from lora_cli.config.composed import Composed
 from lora_cli.data.files import iter_rows
+from lora_cli.data.plain import json_value
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, RunFailedError, UserError
 from lora_cli.tasks.contract import Features, Task
@@ -107,11 +108,26 @@ class _Reader:
 def _rows(config: PredictConfig) -> Iterator[Row]:
     """Return the rows to predict, read as they are needed."""
     if config.text is not None:
+        _check_text(config.text)
         return iter([Row("1", {"text": config.text}, "text", 1)])
     layout = None if config.format_ == "auto" else config.format_
     if config.input_ == "-":
         return iter_rows(sys.stdin.buffer, layout=layout)
     return iter_rows(Path(config.input_), layout=layout)
+
+
+def _check_text(text: str) -> None:
+    """Refuse a text of the command line whose bytes were no UTF-8: Python has half characters."""
+    wrong = next((n for n, character in enumerate(text) if "\ud800" <= character <= "\udfff"), None)
+    if wrong is not None:
+        raise UserError(
+            Problem(
+                id="predict.bad-text",
+                message=f"`text` must be UTF-8 text, but is not at character {wrong + 1}.",
+                key="text",
+                fix="use a terminal in UTF-8, or write the text into a file: input=FILE",
+            )
+        )
 
 
 def _predict(
@@ -128,7 +144,7 @@ def _predict(
     )
     for (row, _), prediction in zip(rows, evaluation.predictions, strict=True):
         line = task.to_json(prediction)
-        own = dict(row.values)
+        own = {name: json_value(value) for name, value in row.values.items()}
         line["id"] = own.pop("id", line["id"])
         for name, value in own.items():
             if name not in line:

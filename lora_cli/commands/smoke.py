@@ -22,6 +22,7 @@ from lora_cli.commands.smoke_inputs import shrink_run
 from lora_cli.config.commands import EvalConfig, MergeConfig, PredictConfig, TrainConfig
 from lora_cli.config.composed import Composed
 from lora_cli.config.schema import to_plain
+from lora_cli.data.plain import json_value
 from lora_cli.errors import Problem, RunFailedError, UserError
 from lora_cli.lora.strategies import why_unmergeable
 from lora_cli.ranks import world_size
@@ -170,7 +171,10 @@ def _rows_to_predict(config: TrainConfig, folder: Path) -> Path:
     """Write some validation rows as they came, and return the file."""
     rows = FAMILIES[config.task.family].load(config.task, seed=config.seed).rows["validation"]
     path = folder / "rows.jsonl"
-    lines = [json.dumps(row.values, ensure_ascii=False) + "\n" for row in rows[:_PREDICTED_ROWS]]
+    lines = [
+        json.dumps(json_value(row.values), ensure_ascii=False) + "\n"
+        for row in rows[:_PREDICTED_ROWS]
+    ]
     path.write_text("".join(lines), encoding="utf-8")
     return path
 

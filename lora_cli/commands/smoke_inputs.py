@@ -12,18 +12,22 @@ from lora_cli.config.commands import TrainConfig
 from lora_cli.config.distributed import DistributedConfig
 from lora_cli.config.groups import group_options, option_values
 from lora_cli.config.sections import TrainerConfig
+from lora_cli.data.groups import LimitBelowGroupError
 from lora_cli.data.sources import find_path
 from lora_cli.data.types import Splits
 from lora_cli.errors import UserError
 from lora_cli.models.architecture import resolve_config
 from lora_cli.models.base import load_config, load_tokenizer
 from lora_cli.models.folders import has_tokenizer
+from lora_cli.models.sources import resolve_model
 from lora_cli.models.tiny import default_config, make_tokenizer, write_tiny_model
 from lora_cli.tasks.contract import Family
 from lora_cli.tasks.table import FAMILIES
 
 _TRAIN_ROWS, _EVAL_ROWS = 16, 8
 _BATCH, _STEPS, _NEW_TOKENS = 8, 4, 8
+# More in a batch would take too long.
+_BATCH_TOKENS = 4096
 _WIDTH = 64
 _LANGUAGES = ("source_language", "target_language")
 # Heads that a pretrained model has; the others are new on any model.
@@ -46,23 +50,19 @@ def shrink_run(config: TrainConfig, folder: Path) -> tuple[TrainConfig, list[str
     """
     family = FAMILIES[config.task.family]
     task, told = _small_task(config, family, folder)
-    splits = family.load(task, seed=config.seed)
+    task, splits = _load(task, family, config)
     text, is_read = _write_model(config, family, splits, folder / "model")
     told.append(text)
     # A tokenizer that was made up has no codes of languages.
     codes = [] if is_read else [name for name in _LANGUAGES if getattr(task, name, None)]
     task = replace(task, **dict.fromkeys(codes))
-    left_out = [
-        name
-        for name, is_set in (
-            ("adapter", config.adapter is not None),
-            ("tracker", bool(config.tracker)),
-            ("distributed", config.distributed != DistributedConfig()),
-        )
-        if is_set
-    ]
-    left_out += [f"task.{name}" for name in codes]
-    trainer = _short(config.trainer)
+    left_out = [*_unused(config), *(f"task.{name}" for name in codes)]
+    count = _rows_of_a_batch(task, family, splits, folder / "model")
+    if count < _BATCH:
+        task = _limited(task, train=2 * count, evaluated=count)
+        task, splits = _load(task, family, config)
+        told.append(f"data: rows are long, so {len(splits.rows['train'])} of them are trained on")
+    trainer = _short(config.trainer, count)
     for name in ("precision", "tf32"):
         if getattr(trainer, name) != getattr(config.trainer, name):
             left_out.append(f"trainer.{name}")
@@ -90,16 +90,70 @@ def shrink_run(config: TrainConfig, folder: Path) -> tuple[TrainConfig, list[str
     return small, told
 
 
-def _short(trainer: TrainerConfig) -> TrainerConfig:
-    """Return settings for a few steps on few rows, on what this machine has."""
+def _unused(config: TrainConfig) -> list[str]:
+    """Return the sections of a recipe that do not count here."""
+    sections = (
+        ("adapter", config.adapter is not None),
+        ("tracker", bool(config.tracker)),
+        ("distributed", config.distributed != DistributedConfig()),
+    )
+    return [name for name, is_set in sections if is_set]
+
+
+def _load(task: Any, family: Family, config: TrainConfig) -> tuple[Any, Splits]:
+    """Read few rows, and return them with the settings that say how few.
+
+    Rows that are evaluated together may be more than the usual number.
+    """
+    most = config.task.data.max_eval_rows
+    while True:
+        try:
+            return task, family.load(task, seed=config.seed)
+        except LimitBelowGroupError as error:
+            if most is not None and most < error.least:
+                raise
+            task = replace(task, data=replace(task.data, max_eval_rows=error.least))
+
+
+def _limited(task: Any, *, train: int, evaluated: int) -> Any:
+    """Return the settings of a task with limits on its rows, which may have lower ones."""
+    data = task.data
+    return replace(
+        task,
+        data=replace(
+            data,
+            max_train_rows=min(data.max_train_rows or train, train),
+            max_eval_rows=min(data.max_eval_rows or evaluated, evaluated),
+        ),
+    )
+
+
+def _rows_of_a_batch(task: Any, family: Family, splits: Splits, model: Path) -> int:
+    """Return how many rows have room in a batch that is run in a moment, one at least."""
+    tokenizer = load_tokenizer(resolve_model(str(model)))
+    bound = family.build(task, splits.state, tokenizer)
+    counts = [_count_tokens(bound.encode(row)) for row in splits.rows["train"]]
+    return max(1, min(_BATCH, _BATCH_TOKENS * len(counts) // max(1, sum(counts))))
+
+
+def _count_tokens(value: Any) -> int:
+    """Return the tokens of an encoded row, which may be several inputs, or parts of one."""
+    if isinstance(value, Mapping):
+        ids = value.get("input_ids", ())
+        return len(ids) + sum(_count_tokens(item) for item in value.values())
+    return sum(_count_tokens(item) for item in value) if isinstance(value, list) else 0
+
+
+def _short(trainer: TrainerConfig, rows: int) -> TrainerConfig:
+    """Return settings for a few steps on batches of a few rows, on what this machine has."""
     has_gpu = torch.cuda.is_available()
-    rows, micro = min(trainer.global_batch_size, _BATCH), trainer.micro_batch_size
+    rows, micro = min(trainer.global_batch_size, rows), trainer.micro_batch_size
     return replace(
         trainer,
         max_steps=min(trainer.max_steps or _STEPS, _STEPS),
         global_batch_size=rows,
         micro_batch_size=None if micro is None else _divisor(rows, micro),
-        eval_batch_size=min(trainer.eval_batch_size, _BATCH),
+        eval_batch_size=min(trainer.eval_batch_size, rows),
         resume="never",
         max_time=None,
         precision="float32" if trainer.precision == "fp16" and not has_gpu else trainer.precision,
@@ -123,13 +177,9 @@ def _small_task(config: TrainConfig, family: Family, folder: Path) -> tuple[Any,
         most = min(generation.max_new_tokens, _NEW_TOKENS)
         task = replace(task, generation=replace(generation, max_new_tokens=most))
     why = _why_out_of_reach(data.path)
-    data = replace(
-        data,
-        max_train_rows=min(data.max_train_rows or _TRAIN_ROWS, _TRAIN_ROWS),
-        max_eval_rows=min(data.max_eval_rows or _EVAL_ROWS, _EVAL_ROWS),
-    )
+    task = _limited(task, train=_TRAIN_ROWS, evaluated=_EVAL_ROWS)
     if why is None:
-        return replace(task, data=data), [f"data: at most {_TRAIN_ROWS} rows of {data.path}"]
+        return task, [f"data: at most {_TRAIN_ROWS} rows of {data.path}"]
     rows = family.made_up_rows(task, _TRAIN_ROWS + _EVAL_ROWS)
     made_up = folder / "data"
     made_up.mkdir()
@@ -137,7 +187,7 @@ def _small_task(config: TrainConfig, family: Family, folder: Path) -> tuple[Any,
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in part]
         (made_up / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
     small = replace(
-        data,
+        task.data,
         path=str(made_up),
         name=None,
         revision=None,

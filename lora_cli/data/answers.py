@@ -3,11 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lora_cli.data.listing import count_rows, list_rows
+from lora_cli.data.listing import count_rows, list_rows, show_cell, show_value
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem
-
-_SHOWN = 40
 
 # The text of an answer, and where it begins in its context, counted in characters.
 Answer = tuple[str, int]
@@ -82,7 +80,7 @@ def check_answers(
     for row in rows:
         found = row_answers(row, answers, start)
         if found is None:
-            unread.append((row, _shown(row.values.get(answers))))
+            unread.append((row, show_cell(row, answers)))
             continue
         text = row.values.get(context)
         wrong = (_fault(text, answer) for answer in found if isinstance(text, str))
@@ -98,6 +96,7 @@ def check_answers(
                 allowed='{"text": ["308"], "answer_start": [34]}, with empty lists for a question '
                 "without an answer; a list of such objects; or a text, with its place in "
                 f"{start or 'a column answer_start'}",
+                fix="correct the rows, or remove them",
             )
         )
     if elsewhere:
@@ -126,14 +125,7 @@ def _fault(context: str, answer: Answer) -> str | None:
     places = [n for n in range(len(context)) if context.startswith(text, n)]
     nearest = min(places, key=lambda n: abs(n - place), default=None)
     where = "nowhere" if nearest is None else f"at {nearest}"
-    return f"{_shown(text)} is not at {place} but {where}"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, str):
-        return f'"{value[:_SHOWN]}..."' if len(value) > _SHOWN else f'"{value}"'
-    text = "null" if value is None else repr(value)
-    return f"{text[:_SHOWN]}..." if len(text) > _SHOWN else text
+    return f"{show_value(text)} is not at {place} but {where}"
 
 
 def squad_rows(document: Any) -> list[dict[str, Any]] | None:

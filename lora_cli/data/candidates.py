@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_cli.data.columns import canonical_label
-from lora_cli.data.listing import count_rows, list_rows
+from lora_cli.data.listing import count_rows, list_rows, show_cell
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem
 
@@ -36,7 +36,11 @@ def clicks_of(value: Any) -> tuple[int, ...] | None:
 
 def check_candidates(rows: Sequence[Row], column: str) -> list[Problem]:
     """Return a problem if some rows have nothing to rank in `column`."""
-    bad = [row for row in rows if candidates_of(row.values.get(column)) is None]
+    bad = [
+        (row, show_cell(row, column, part="candidate", fits=candidates_of))
+        for row in rows
+        if candidates_of(row.values.get(column)) is None
+    ]
     rule = f"`{column}` must hold a text, or a list of texts, in every row"
     return _problem(bad, rule=rule, name="candidate", allowed="texts that are not empty")
 
@@ -48,9 +52,9 @@ def check_clicks(rows: Sequence[Row], column: str, *, candidates: str) -> list[P
         clicks = clicks_of(row.values.get(column))
         texts = candidates_of(row.values.get(candidates))
         if clicks is None:
-            bad.append(row)
+            bad.append((row, show_cell(row, column, part="label", fits=clicks_of)))
         elif texts is not None and len(texts) != len(clicks):
-            unequal.append(row)
+            unequal.append((row, f"{len(texts)} candidates, {len(clicks)} labels"))
     rule = f"`{column}` must say of every candidate whether it was clicked"
     problems = _problem(bad, rule=rule, name="click", allowed="0 or 1, or a list of these")
     rule = f"`{column}` must have as many labels as `{candidates}` has candidates"
@@ -63,7 +67,11 @@ def check_users(rows: Sequence[Row], column: str | None, *, candidates: str) -> 
     A row with a list of candidates is a ranking by itself, and needs no user.
     """
     if column is None:
-        bad = [row for row in rows if not isinstance(row.values.get(candidates), list)]
+        bad = [
+            (row, show_cell(row, candidates))
+            for row in rows
+            if not isinstance(row.values.get(candidates), list)
+        ]
         return _problem(
             bad,
             rule="`task.data.user_column` must name a column, or every row must have a list of "
@@ -71,7 +79,11 @@ def check_users(rows: Sequence[Row], column: str | None, *, candidates: str) -> 
             name="user",
             allowed="task.data.user_column=NAME",
         )
-    bad = [row for row in rows if canonical_label(row.values.get(column)) is None]
+    bad = [
+        (row, show_cell(row, column))
+        for row in rows
+        if canonical_label(row.values.get(column)) is None
+    ]
     rule = f"`{column}` must name the user of every row"
     return _problem(bad, rule=rule, name="user", allowed="a text or a whole number")
 
@@ -94,13 +106,19 @@ def check_times(rows: Sequence[Row], column: str) -> list[Problem]:
         None if row.values.get(column) in (None, "") else time_of(row.values[column])[0]
         for row in rows
     ]
-    bad = [row for row, kind in zip(rows, kinds, strict=True) if kind is None or kind != kinds[0]]
+    bad = [
+        (row, show_cell(row, column))
+        for row, kind in zip(rows, kinds, strict=True)
+        if kind is None or kind != kinds[0]
+    ]
     rule = f"`{column}` must hold a time in every row"
     allowed = "numbers in all rows, or texts that sort by time, such as 2024-01-31"
     return _problem(bad, rule=rule, name="time", allowed=allowed)
 
 
-def _problem(bad: Sequence[Row], *, rule: str, name: str, allowed: str) -> list[Problem]:
+def _problem(
+    bad: Sequence[tuple[Row, str]], *, rule: str, name: str, allowed: str
+) -> list[Problem]:
     if not bad:
         return []
     count = count_rows(len(bad))

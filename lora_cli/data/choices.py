@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_cli.data.columns import canonical_label
-from lora_cli.data.listing import count_rows, list_rows
+from lora_cli.data.listing import count_rows, list_rows, show_cell, show_value
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
 
@@ -164,7 +164,7 @@ def learn_kind(rows: Sequence[Row], columns: Sequence[str], answer: str) -> str:
 
 def check_choices(rows: Sequence[Row], columns: Sequence[str]) -> list[Problem]:
     """Return a problem if some rows have not two choices at least."""
-    bad = [row for row in rows if choices_of(row, columns) is None]
+    bad = [(row, _show_choices(row, columns)) for row in rows if choices_of(row, columns) is None]
     if not bad:
         return []
     names = f"`{columns[0]}`" if len(columns) == 1 else f"`{columns[0]}` to `{columns[-1]}`"
@@ -175,6 +175,7 @@ def check_choices(rows: Sequence[Row], columns: Sequence[str]) -> list[Problem]:
             f"{count_rows(len(bad))}.",
             where=list_rows(bad),
             allowed="texts that are not empty: in a list, or one in each column",
+            fix="correct the rows, or remove them",
         )
     ]
 
@@ -191,7 +192,7 @@ def check_answers(
         value = row.values.get(answer)
         could_be_numbers &= answer_index(value, choices, "number") is not None
         if answer_index(value, choices, kind) is None:
-            bad.append((row, f"{_shown(value)} of {len(choices.texts)} choices"))
+            bad.append((row, f"{show_value(value)} of {len(choices.texts)} choices"))
     if not bad:
         return []
     fix = "correct the answers, or remove the rows"
@@ -208,6 +209,10 @@ def check_answers(
     ]
 
 
-def _shown(value: Any) -> str:
-    text = f'"{value}"' if isinstance(value, str) else "null" if value is None else str(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+def _show_choices(row: Row, columns: Sequence[str]) -> str:
+    """Return the first of several columns that has no choice, or what the only one holds."""
+    if len(columns) == 1:
+        return show_cell(row, columns[0], part="choice", fits=canonical_label)
+    empty = (name for name in columns if canonical_label(row.values.get(name)) is None)
+    name = next(empty, columns[0])
+    return f"{name} is {show_cell(row, name)}"

@@ -158,7 +158,7 @@ def number_of(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
@@ -181,7 +181,10 @@ def _label_fault(row: Row, column: str) -> str:
         return "null" if column in row.values else "missing"
     if isinstance(value, float):
         return f"{value:g}"
-    return "empty" if isinstance(value, str) else _kind(value)
+    if isinstance(value, str):
+        return f'"{value[:20]}"' if value.strip() else "empty"
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return "too large a number" if is_number else _kind(value)
 
 
 def _kind(value: Any) -> str:

@@ -12,6 +12,18 @@ from lora_cli.errors import Problem, UserError
 Cut = tuple[tuple[Row, ...], tuple[Row, ...]]
 
 
+class LimitBelowGroupError(UserError):
+    """A limit on the rows to evaluate has no room for any group.
+
+    Attributes:
+        least: Rows of the smallest group.
+    """
+
+    def __init__(self, problems: Problem | Sequence[Problem], *, least: int = 0) -> None:
+        super().__init__(problems)
+        self.least = least
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Groups:
     """How rows are grouped, and how a split is cut so that each group in it can be evaluated.
@@ -53,7 +65,9 @@ class Groups:
                     message=f"`train` must have enough {self.what} to cut {split} from, but in no "
                     f"cut of its {len(rows)} rows could they be evaluated.",
                     key=f"task.data.{split}_split",
-                    allowed=f"several {self.what} with rows of both kinds",
+                    allowed=f"several {self.what}, some of them with a row of label 1"
+                    if self.stay_whole
+                    else f"several {self.what}",
                     fix=f"add rows, or name a split: task.data.{split}_split=NAME",
                 )
             )
@@ -64,7 +78,7 @@ class Groups:
         """Draw whole groups at random, `most` rows at most, in the given order.
 
         Raises:
-            UserError: If every group is larger.
+            LimitBelowGroupError: If every group is larger.
         """
         found = self._places(rows)
         order = sorted(found)
@@ -75,14 +89,15 @@ class Groups:
                 drawn.update(found[name])
         if not drawn:
             least = min(len(places) for places in found.values())
-            raise UserError(
+            raise LimitBelowGroupError(
                 Problem(
                     id="data.limit-below-group",
                     message=f"`task.data.max_eval_rows` must have room for all rows of one of the "
                     f"{self.what}, which has {least} at least, but is {most}.",
                     key="task.data.max_eval_rows",
                     fix=f"task.data.max_eval_rows={least} or more",
-                )
+                ),
+                least=least,
             )
         return tuple(row for place, row in enumerate(rows) if place in drawn)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_cli.data.columns import canonical_label
-from lora_cli.data.listing import count_rows, list_rows
+from lora_cli.data.listing import count_rows, list_rows, show_cell
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem
 
@@ -39,7 +39,7 @@ def check_label_lists(rows: Sequence[Row], column: str) -> list[Problem]:
     for row in rows:
         labels = labels_of(row.values.get(column))
         if labels is None or len(set(labels)) < len(labels):
-            bad.append(row)
+            bad.append((row, show_cell(row, column, part="label", fits=canonical_label)))
     if not bad:
         return []
     count = count_rows(len(bad))
@@ -49,5 +49,6 @@ def check_label_lists(rows: Sequence[Row], column: str) -> list[Problem]:
             message=f"`{column}` must list different labels in every row, but does not in {count}.",
             where=list_rows(bad),
             allowed='a list of texts or whole numbers, or a text such as "joy, awe"; may be empty',
+            fix="correct the rows, or remove them",
         )
     ]

@@ -36,8 +36,9 @@ def second_text(config: Any, number: int) -> str:
 
 
 def label(config: Any, number: int) -> str:
-    """Return one of the labels that the settings name, or one of two."""
-    names = config.data.label_names or ("first", "second")
+    """Return one of the labels that the settings name or have answers for, or one of two."""
+    answered = getattr(config, "answers", None)
+    names = config.data.label_names or tuple(answered or ()) or ("first", "second")
     return str(names[number % len(names)])
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lora_cli.data.listing import count_rows, list_rows
+from lora_cli.data.listing import count_rows, list_rows, show_cell
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem
 
@@ -29,7 +29,7 @@ def check_passages(
     for row in rows:
         text = passage_of(row.values.get(column))
         if text is None or not (may_be_empty or text.strip()):
-            bad.append(row)
+            bad.append((row, show_cell(row, column, part="part", fits=_is_text)))
     if not bad:
         return []
     count = count_rows(len(bad))
@@ -39,7 +39,12 @@ def check_passages(
             message=f"`{column}` must hold a text, or a list of texts, in every row, but does not "
             f"in {count}.",
             where=list_rows(bad),
-            allowed="may be empty" if may_be_empty else "a text that is not empty",
+            allowed="a text, or a list of texts"
+            + (", which may be empty" if may_be_empty else " that is not empty"),
             fix="fill in the text, or remove the rows",
         )
     ]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)

@@ -32,8 +32,8 @@ def repeat_notes(
 ) -> tuple[str, ...]:
     """Return a sentence for each split with rows that train has as well, with their number."""
     return tuple(
-        f"{split}: {len(ids):,} of {len(splits[split]):,} rows have the text of a row of train, "
-        "on which scores say little; metrics are given without them too"
+        f"warning: {split}: {len(ids):,} of {len(splits[split]):,} rows have the text of a row of "
+        "train, on which scores say little; metrics are given without them too"
         for split, ids in repeated.items()
     )
 

@@ -6,7 +6,7 @@ then calls `limit_rows`: a small subset must not decide which labels there are.
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -82,6 +82,40 @@ def choose_splits(
     order = ("validation", "test")
     named = {split: chosen[split] for split in order if split in chosen}
     return {"train": train, **named}, tuple(reversed(notes))
+
+
+def without_empty(
+    rows: Mapping[str, tuple[Row, ...]],
+    notes: Sequence[str],
+    *,
+    named: Mapping[str, str | float | None],
+) -> RowsBySplit:
+    """Return the splits that have rows, after some were left out.
+
+    Args:
+        rows: The rows that are left, by split.
+        notes: What was left out, a sentence each that begins with the name of the split.
+        named: Splits that there must be, by the setting that names them; fractions are none.
+
+    Raises:
+        UserError: If nothing is left of one of these, or of all splits.
+    """
+    left = {split: found for split, found in rows.items() if found}
+    empty = {key: name for key, name in named.items() if name in rows and name not in left}
+    if left and not empty:
+        return left
+    key = next(iter(empty), "task.data.path")
+    told = [note for note in notes if not empty or note.partition(":")[0] in empty.values()]
+    raise UserError(
+        Problem(
+            id="data.no-rows-left",
+            message=f"`{key}` must name rows that can be used, but all of them were left out.",
+            key=key,
+            where="; ".join(told),
+            allowed=", ".join(left) or None,
+            fix=f"{key}=NAME of another split" if empty and left else "name other rows",
+        )
+    )
 
 
 def _how_drawn(rows: tuple[Row, ...], label_of: Callable[[Row], Any]) -> str:

@@ -1,11 +1,12 @@
 """Columns that hold the words of a text, and one tag for each of them."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 from lora_cli.data.columns import canonical_label
-from lora_cli.data.listing import count_rows, list_rows
+from lora_cli.data.listing import count_rows, list_rows, show_cell
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem
 
@@ -26,7 +27,11 @@ def words_of(value: Any) -> tuple[str, ...] | None:
     words = value.split() if isinstance(value, str) else value
     if not isinstance(words, list) or not words:
         return None
-    return tuple(words) if all(isinstance(word, str) and word.strip() for word in words) else None
+    return tuple(words) if all(_is_word(word) for word in words) else None
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != ""
 
 
 def tags_of(value: Any) -> tuple[str, ...] | None:
@@ -46,13 +51,28 @@ def tags_of(value: Any) -> tuple[str, ...] | None:
 def split_words(text: str) -> tuple[tuple[str, ...], tuple[Span, ...]]:
     """Return the words of a text and where they are in it, counted in characters.
 
-    Punctuation marks are words of their own, and so is each character of Chinese and Japanese.
+    Punctuation marks are words of their own, and so is each character of Chinese and Japanese. What
+    stands on or beside a letter, such as an accent or a vowel of Hindi, is part of its word.
 
-    >>> split_words("Ask 李明, now.")[0]
-    ('Ask', '李', '明', ',', 'now', '.')
+    >>> split_words("Ask 李明, now.")[0], split_words("हिन्दी!")[0]
+    (('Ask', '李', '明', ',', 'now', '.'), ('हिन्दी', '!'))
     """
-    found = list(_WORD.finditer(text))
-    return tuple(match.group() for match in found), tuple(match.span() for match in found)
+    spans: list[Span] = []
+    for match in _WORD.finditer(text):
+        start, end = match.span()
+        is_beside = bool(spans) and spans[-1][1] == start
+        if is_beside and _goes_on(text[slice(*spans[-1])], match.group()):
+            start = spans.pop()[0]
+        spans.append((start, end))
+    return tuple(text[slice(*span)] for span in spans), tuple(spans)
+
+
+def _goes_on(before: str, part: str) -> bool:
+    """Whether a part that stands beside a word belongs to it: a combining mark, or behind one."""
+    if _ALL_UNSPACED.fullmatch(part):
+        return False
+    is_behind = unicodedata.category(before[-1]).startswith("M") and before[0].isalnum()
+    return unicodedata.category(part[0]).startswith("M") or (is_behind and part[0].isalnum())
 
 
 def join_words(words: Sequence[str]) -> tuple[str, tuple[Span, ...]]:
@@ -75,7 +95,11 @@ def join_words(words: Sequence[str]) -> tuple[str, tuple[Span, ...]]:
 
 def check_words(rows: Sequence[Row], column: str) -> list[Problem]:
     """Return a problem if some rows have no list of words in `column`."""
-    bad = [row for row in rows if words_of(row.values.get(column)) is None]
+    bad = [
+        (row, show_cell(row, column, part="word", fits=_is_word))
+        for row in rows
+        if words_of(row.values.get(column)) is None
+    ]
     rule = f"`{column}` must list the words of every row"
     allowed = "a list of texts that are not empty, or a text with spaces between the words"
     return _problem(bad, rule=rule, name="words", allowed=allowed)
@@ -89,7 +113,11 @@ def check_tags(rows: Sequence[Row], words: str, tags: str) -> list[Problem]:
         words: Column of the words.
         tags: Column of the tags.
     """
-    bad = [row for row in rows if tags_of(row.values.get(tags)) is None]
+    bad = [
+        (row, show_cell(row, tags, part="tag", fits=canonical_label))
+        for row in rows
+        if tags_of(row.values.get(tags)) is None
+    ]
     rule = f"`{tags}` must list the tags of every row"
     allowed = "a list of texts or whole numbers, or a text with spaces between the tags"
     problems = _problem(bad, rule=rule, name="tags", allowed=allowed)
@@ -111,7 +139,9 @@ def check_tags(rows: Sequence[Row], words: str, tags: str) -> list[Problem]:
     return problems
 
 
-def _problem(bad: Sequence[Row], *, rule: str, name: str, allowed: str) -> list[Problem]:
+def _problem(
+    bad: Sequence[tuple[Row, str]], *, rule: str, name: str, allowed: str
+) -> list[Problem]:
     if not bad:
         return []
     return [
@@ -120,5 +150,6 @@ def _problem(bad: Sequence[Row], *, rule: str, name: str, allowed: str) -> list[
             message=f"{rule}, but does not in {count_rows(len(bad))}.",
             where=list_rows(bad),
             allowed=allowed,
+            fix="correct the rows, or remove them",
         )
     ]

@@ -47,17 +47,23 @@ def ratio(
     return result
 
 
-def _f1_by_class(counts: Counts) -> NDArray[np.float64]:
-    # 2 true positives / (predicted + actual) equals the harmonic mean of precision and recall.
-    return ratio(2 * np.diag(counts), counts.sum(axis=0) + counts.sum(axis=1))
-
-
 def class_report(
     predictions: Sequence[int], references: Sequence[int], num_classes: int
 ) -> dict[str, Any]:
     """Return the `class_scores` of predicted classes."""
     counts = confusion_matrix(predictions, references, num_classes)
-    return class_scores(np.diag(counts), counts.sum(axis=0), counts.sum(axis=1))
+    return exclusive_scores(np.diag(counts), counts.sum(axis=0), counts.sum(axis=1))
+
+
+def exclusive_scores(hits: Counts, predicted: Counts, actual: Counts) -> dict[str, Any]:
+    """Return `class_scores` of classes of which each row has one.
+
+    The macro averages are over the classes that are there or predicted, as those of scikit-learn.
+    """
+    scores = class_scores(hits, predicted, actual)
+    met = np.flatnonzero(predicted + actual)
+    known = class_scores(hits[met], predicted[met], actual[met])
+    return {**scores, "macro": known["macro"]}
 
 
 def class_scores(hits: Counts, predicted: Counts, actual: Counts) -> dict[str, Any]:
@@ -79,6 +85,7 @@ def class_scores(hits: Counts, predicted: Counts, actual: Counts) -> dict[str, A
     table = {
         "precision": ratio(hits, predicted),
         "recall": ratio(hits, actual),
+        # Equals the harmonic mean of both.
         "f1": ratio(2 * hits, predicted + actual),
     }
     total = int(actual.sum())
@@ -133,15 +140,16 @@ class Accuracy(_ClassMetric):
 
 
 class MacroF1(_ClassMetric):
-    """Mean over all C classes of F1 = 2 TP / (2 TP + FP + FN), which is 0 where undefined."""
+    """Mean of F1 = 2 TP / (2 TP + FP + FN) over the classes that are there or predicted."""
 
-    summary = "Mean over the classes of the harmonic mean of precision and recall."
+    summary = "Mean over the classes that occur of the harmonic mean of precision and recall."
 
     def _compute(
         self, *, predictions: Sequence[int], references: Sequence[int], num_classes: int
     ) -> dict[str, float]:
         counts = confusion_matrix(predictions, references, num_classes)
-        return {"macro_f1": float(_f1_by_class(counts).mean())}
+        scores = exclusive_scores(np.diag(counts), counts.sum(axis=0), counts.sum(axis=1))
+        return {"macro_f1": scores["macro"]["f1"]}
 
 
 class MatthewsCorrelation(_ClassMetric):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_cli.metrics.classification import class_scores, ratio
+from lora_cli.metrics.classification import class_scores, exclusive_scores, ratio
 
 OUTSIDE = "O"
 
@@ -81,7 +81,7 @@ def entity_report(predicted: Tags, actual: Tags) -> dict[str, Any]:
 
 
 def word_metrics(predicted: Tags, actual: Tags, names: Sequence[str]) -> dict[str, float]:
-    """Return ``accuracy`` and ``macro_f1`` (the mean over all `names`) of the tags of words."""
+    """Return ``accuracy`` and ``macro_f1`` of the tags of words, as `word_report` has them."""
     scores = word_report(predicted, actual, names)
     return {"accuracy": _accuracy(predicted, actual), "macro_f1": scores["macro"]["f1"]}
 
@@ -99,7 +99,7 @@ def word_report(predicted: Tags, actual: Tags, names: Sequence[str]) -> dict[str
     hits = Counter(true for tag, true in pairs if tag == true)
     given, there = Counter(tag for tag, _ in pairs), Counter(true for _, true in pairs)
     counts = (np.array([counter[name] for name in names], int) for counter in (hits, given, there))
-    return {"labels": list(names), **class_scores(*counts)}
+    return {"labels": list(names), **exclusive_scores(*counts)}
 
 
 def _accuracy(predicted: Tags, actual: Tags) -> float:

@@ -234,8 +234,8 @@ def _first_line(error: Exception) -> str:
 
 def architectures_with(auto_class: str) -> list[str]:
     """Return the model types of transformers that a class such as AutoModelForMaskedLM can load."""
-    mapping = getattr(transformers, auto_class)._model_mapping
-    return sorted({config.model_type for config in mapping})
+    # Its own keys are classes, which are imported one by one when they are asked for.
+    return sorted(getattr(transformers, auto_class)._model_mapping._model_mapping)
 
 
 def load_config(source: ModelSource) -> Any:

@@ -27,6 +27,9 @@ _VOCABULARIES = (
     "spiece.model",
     "sentencepiece.bpe.model",
     "spm.model",
+    "source.spm",
+    "target.spm",
+    "target_vocab.json",
 )
 _SETTINGS = (
     "config.json",

@@ -14,7 +14,7 @@ from lora_cli.models.integrity import check_manifest, hash_settings
 from lora_cli.models.weights import hash_file, hash_weights
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
 
 
 @dataclass(frozen=True, slots=True)

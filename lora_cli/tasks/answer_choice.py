@@ -16,6 +16,7 @@ import torch
 
 from lora_cli.config.language import AnswerSettings
 from lora_cli.data.columns import canonical_label, check_labels
+from lora_cli.data.made_up import sentence
 from lora_cli.data.prompts import check_places, fill, places_of
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem
@@ -149,6 +150,12 @@ class AnswerChoice(LabelFamily):
     auto_class = "AutoModelForCausalLM"
     task_type: str | None = "CAUSAL_LM"
     inputs, targets = TEXTS, (LABEL,)
+
+    def made_up_rows(self, config: AnswerSettings, count: int) -> list[dict[str, Any]]:
+        """Return rows with the columns of the settings, and those that the prompt names."""
+        rows = super().made_up_rows(config, count)
+        named = [name for name in places_of(config.prompt) if name not in _ROLES]
+        return [{**dict.fromkeys(named, sentence(n)), **row} for n, row in enumerate(rows)]
 
     def check_rows(self, rows: Sequence[Row], columns: Columns) -> list[Problem]:
         """Refuse rows without text, and labels that are none."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lora_cli.data.alike import case_notes, check_alike
 from lora_cli.data.columns import (
     check_known_labels,
     label_indices,
@@ -17,7 +18,7 @@ from lora_cli.data.sources import Loaded
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
 from lora_cli.tasks.contract import Batch, Features
-from lora_cli.tasks.rows import Columns, RowFamily
+from lora_cli.tasks.rows import Columns, RowFamily, raise_if
 from lora_cli.tasks.texts import encode_texts, pad_inputs
 
 
@@ -86,10 +87,17 @@ class LabelFamily(RowFamily):
     def learn(
         self, config: Any, train: Sequence[Row], loaded: Loaded, columns: Columns
     ) -> dict[str, Any]:
-        """Return ``labels`` and ``numbered``; names come from the user, the data set or train."""
+        """Return ``labels`` and ``numbered``; names come from the user, the data set or train.
+
+        Raises:
+            UserError: If train has no two labels, or some that are alike by accident.
+        """
         given, declared = config.data.label_names, loaded.class_names.get(self._column(columns))
+        found = self.all_labels(train, columns)
+        if given is None and declared is None:
+            raise_if(check_alike(train, found, self._column(columns)))
         names = resolve_label_names(
-            [label for labels in self.all_labels(train, columns) for label in labels],
+            [label for labels in found for label in labels],
             label_names=given,
             class_names=declared,
             column_key=f"task.data.{self.targets[0].name}_column",
@@ -121,9 +129,10 @@ class LabelFamily(RowFamily):
         return {**state, "numbered": True}
 
     def notes(self, train: Sequence[Row], state: Mapping[str, Any]) -> tuple[str, ...]:
-        """Name the labels that train has none of."""
+        """Name the labels that train has none of, and those that differ in case alone."""
         labels = [label for row in self.all_labels(train, state["columns"]) for label in row]
-        return label_notes(state["labels"], labels, indices=indices_of(state))
+        absent = label_notes(state["labels"], labels, indices=indices_of(state))
+        return (*absent, *case_notes(state["labels"]))
 
     def count_labels(self, rows: Sequence[Row], state: Mapping[str, Any]) -> dict[str, int]:
         """Return how often each label is there, in the order of the outputs."""

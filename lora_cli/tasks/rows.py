@@ -14,12 +14,14 @@ from lora_cli.data.groups import Groups
 from lora_cli.data.made_up import text
 from lora_cli.data.repeats import repeat_notes, repeated_rows
 from lora_cli.data.sources import Loaded, load_rows
-from lora_cli.data.splits import choose_splits, limit_rows
+from lora_cli.data.splits import choose_splits, limit_rows, without_empty
 from lora_cli.data.types import Row, Splits
 from lora_cli.errors import Problem, UserError
 from lora_cli.tasks.contract import Features
 
 Columns = Mapping[str, str | None]
+
+_SPLIT_SETTINGS = ("train_split", "validation_split", "test_split")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,8 @@ class RowFamily(ABC):
         train = loaded.rows.get(data.train_split) or next(iter(loaded.rows.values()))
         columns, notes = self._resolve(data, list_columns(train))
         known, known_notes = self._with_targets(loaded, columns)
+        named = {f"task.data.{name}": getattr(data, name) for name in _SPLIT_SETTINGS}
+        known = without_empty(known, known_notes, named=named)
         splits, split_notes = choose_splits(
             known,
             data,
@@ -200,6 +204,7 @@ class RowFamily(ABC):
             data, list_columns([row for rows in loaded.rows.values() for row in rows])
         )
         known, known_notes = self._with_targets(loaded, columns)
+        known = without_empty(known, known_notes, named={})
         bound = self.rebind(config, {**state, "columns": columns})
         raise_if(p for rows in known.values() for p in self.check_rows(rows, columns))
         raise_if(p for rows in known.values() for p in self.check_known(rows, bound))

@@ -66,13 +66,17 @@ class TextRegressionTask:
         return {**features, "number": number}
 
     def collate(self, features: Sequence[Features]) -> Batch:
-        """Pad to the longest row: `inputs` of shape (B, T), `numbers` (B,) or None."""
+        """Pad to the longest row: `inputs` of shape (B, T), `numbers` (B,) or None.
+
+        `references` are the same numbers as a list, and not rounded.
+        """
         numbers = [row["number"] for row in features]
         known = all(number is not None for number in numbers)
         return {
             "ids": [row["id"] for row in features],
             "inputs": pad_inputs(self._tokenizer, features),
             "numbers": torch.tensor(numbers) if known else None,
+            "references": numbers,
         }
 
     def forward(self, model: Callable[..., Any], batch: Batch) -> StepOutput:
@@ -87,11 +91,9 @@ class TextRegressionTask:
     def decode(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[NumberPrediction]:
         """Turn outputs into numbers."""
         values = outputs["logits"].squeeze(-1).tolist()
-        numbers = batch["numbers"]
-        references = [None] * len(values) if numbers is None else numbers.tolist()
         return [
             NumberPrediction(row_id, value, true)
-            for row_id, value, true in zip(batch["ids"], values, references, strict=True)
+            for row_id, value, true in zip(batch["ids"], values, batch["references"], strict=True)
         ]
 
     def metrics(self, predictions: Sequence[NumberPrediction]) -> dict[str, float]:

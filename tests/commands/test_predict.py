@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,30 @@ def test_own_columns_are_kept(run_cli: Any, tiny_run: Any) -> None:
     assert lines[1]["input_probabilities"] == "mine"
     assert {line["label"] for line in lines} <= {"negative", "positive"}
     assert all("reference" not in line for line in lines)
+
+
+def test_own_values_that_json_lacks_are_written_as_texts(
+    run_cli: Any, tiny_run: Any, tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = {"text": "a good film", "day": date(2024, 1, 31), "price": float("nan"), "raw": b"a"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    finished = run_cli("predict", "runs/a", f"input={tmp_path}/rows.parquet", cwd=tiny_run.cwd)
+    assert finished.code == 0, finished.err
+    assert "NaN" not in finished.out
+    (line,) = finished.lines
+    assert (line["day"], line["price"], line["raw"]) == ("2024-01-31", None, "YQ==")
+
+
+def test_a_text_that_is_no_utf8_is_refused(run_cli: Any, tiny_run: Any) -> None:
+    text = os.fsdecode(b"text=caf\xe9")
+    finished = run_cli("predict", "runs/a", text, cwd=tiny_run.cwd)
+    assert finished.code == 2
+    assert "error[predict.bad-text]: `text` must be UTF-8 text, but is not at character 4" in (
+        finished.err
+    )
 
 
 def test_texts_mean_what_they_say(run_cli: Any, tiny_run: Any) -> None:

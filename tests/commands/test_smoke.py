@@ -1,6 +1,7 @@
 import json
 import tempfile
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,20 @@ import pytest
 import yaml
 
 from lora_cli.commands import smoke
-from lora_cli.config.groups import group_options
+from lora_cli.config.groups import group_options, option_variant
 from lora_cli.tasks.table import FAMILIES
 
 BASE = ("train", "model=bert", "smoke=true")
+# A model that has the head of a family, and what is said of it.
+BERT = ("bert", "bert of 12 layers for google-bert/bert-base-uncased")
+OTHERS = {
+    "AutoModelForSeq2SeqLM": ("flan-t5-small", "t5 of 8 layers for google/flan-t5-small"),
+    "AutoModelForCausalLM": ("gpt2", "gpt2 of 12 layers for openai-community/gpt2"),
+}
+
+
+def model_of(family: str) -> tuple[str, str]:
+    return OTHERS.get(FAMILIES[family].auto_class, BERT)
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +39,8 @@ def test_every_family_goes_the_whole_way(
 ) -> None:
     place = tmp_path / "here"
     place.mkdir()
+    model, told = model_of(family)
     task = (f"task={family}", "task.data.path=somebody/rows")
-    model, told = "bert", "bert of 12 layers for google-bert/bert-base-uncased"
-    if FAMILIES[family].auto_class == "AutoModelForSeq2SeqLM":
-        model, told = "flan-t5-small", "t5 of 8 layers for google/flan-t5-small"
     done = run_cli("train", f"model={model}", "smoke=true", *task, "--json", cwd=place)
     assert done.code == 0, done.err
     result = json.loads(done.out)
@@ -51,7 +60,8 @@ def named_tasks() -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("task", named_tasks())
 def test_every_named_task(run_cli: Callable[..., Any], tmp_path: Path, task: str) -> None:
-    done = run_cli(*BASE, f"task={task}", cwd=tmp_path)
+    model, _ = model_of(option_variant("task", task))
+    done = run_cli("train", f"model={model}", f"task={task}", "smoke=true", cwd=tmp_path)
     assert done.code == 0, done.err
 
 
@@ -126,6 +136,24 @@ def test_bad_rows_are_found(run_cli: Callable[..., Any], tmp_path: Path) -> None
     done = run_cli(*BASE, "task.data.path=rows.csv", cwd=tmp_path)
     assert done.code == 2
     assert "rows.csv row 2 (empty)" in done.err, done.err
+
+
+def test_rows_of_many_to_a_user_with_dates_are_tried(
+    run_cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {"user": n // 120, "history": "h", "candidate": f"c {n}", "label": n % 3 % 2, "day": day}
+        for n in range(360)
+        for day in [date(2024, 1, 1 + n % 30)]
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    task = ("task=ranking", "task.data.path=rows.parquet", "task.data.time_column=day")
+    done = run_cli(*BASE, *task, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "predict  4 rows" in done.err
 
 
 def test_an_expected_architecture_is_compared_in_a_plain_run(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from lora_cli.commands.smoke_inputs import shrink_run
+from lora_cli.errors import UserError
 
 
 @pytest.fixture
@@ -60,3 +61,40 @@ def test_the_head_of_a_pretrained_model_is_there(shrunk: Any, tmp_path: Path) ->
     shrunk("model=bert", "task=wikitext")
     config = json.loads((tmp_path / "small" / "model" / "config.json").read_bytes())
     assert config["architectures"] == ["BertForMaskedLM"]
+
+
+def test_long_rows_are_fewer(shrunk: Any, tmp_path: Path) -> None:
+    lines = (json.dumps({"text": f"word {n} " * 1500}) + "\n" for n in range(40))
+    (tmp_path / "train.jsonl").write_text("".join(lines))
+    data = f"task.data.path={tmp_path}/train.jsonl"
+    small, told = shrunk("model=bert", "task=masked_language_modeling", data)
+    assert (small.task.data.max_train_rows, small.task.data.max_eval_rows) == (2, 1)
+    assert (small.trainer.global_batch_size, small.trainer.eval_batch_size) == (1, 1)
+    assert "data: rows are long, so 2 of them are trained on" in told
+
+
+def ranked_rows(users: int, *, each: int) -> list[dict[str, Any]]:
+    return [
+        {"user": user, "history": "h", "candidate": f"c {n}", "label": int(n in (0, each - 1))}
+        for user in range(users)
+        for n in range(each)
+    ]
+
+
+def test_users_with_many_rows_stay_whole(shrunk: Any, tmp_path: Path) -> None:
+    for split, rows in (
+        ("train", ranked_rows(3, each=4)),
+        ("validation", ranked_rows(3, each=12)),
+        ("test", ranked_rows(3, each=15)),
+    ):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small, _ = shrunk("model=bert", "task=ranking", f"task.data.path={tmp_path}")
+    assert small.task.data.max_eval_rows == 15
+
+
+def test_an_own_limit_below_the_rows_of_a_user_is_refused(shrunk: Any, tmp_path: Path) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in ranked_rows(8, each=12))
+    (tmp_path / "train.jsonl").write_text(lines)
+    data = f"task.data.path={tmp_path}/train.jsonl"
+    with pytest.raises(UserError, match="has 12 at least, but is 5"):
+        shrunk("model=bert", "task=ranking", data, "task.data.max_eval_rows=5")

@@ -50,12 +50,28 @@ def test_choices_may_be_in_several_columns_and_be_numbers() -> None:
     assert choices_of(row, ["a", "c"]) is None
 
 
-@pytest.mark.parametrize("value", [["one"], [], "red, green", ["red", ""], ["red", None], None, {}])
-def test_what_are_no_choices(value: Any) -> None:
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (["one"], '["one"]'),
+        ([], "empty"),
+        ("red, green", '"red, green"'),
+        (["red", ""], "choice 2 is empty"),
+        (["red", None], "choice 2 is null"),
+        (None, "null"),
+        ({}, "{}"),
+    ],
+)
+def test_what_are_no_choices(value: Any, said: str) -> None:
     rows = rows_of((ABC, 0), (value, 0))
     (problem,) = check_choices(rows, ["choices"])
     assert problem.id == "data.bad-choices"
-    assert problem.where == "f.jsonl row 2"
+    assert problem.where == f"f.jsonl row 2 ({said})"
+
+
+def test_the_column_without_a_choice_is_named() -> None:
+    (problem,) = check_choices([Row("1", {"a": "x", "b": None}, "f", 1)], ["a", "b", "c"])
+    assert problem.where == "f row 1 (b is null)"
 
 
 @pytest.mark.parametrize(

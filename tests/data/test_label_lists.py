@@ -28,12 +28,20 @@ def test_what_lists_labels(value: Any, expected: tuple[str, ...] | None) -> None
     assert labels_of(value) == expected
 
 
-@pytest.mark.parametrize("value", [None, ["joy", "joy"], "joy, joy", [0.5]])
-def test_bad_rows_are_named(value: Any) -> None:
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "null"),
+        (["joy", "joy"], '["joy", "joy"]'),
+        ("joy, joy", '"joy, joy"'),
+        ([0.5], "label 1 is 0.5"),
+    ],
+)
+def test_bad_rows_are_named(value: Any, said: str) -> None:
     rows = [Row("1", {"y": ["joy"]}, "d.jsonl", 1), Row("2", {"y": value}, "d.jsonl", 2)]
     (problem,) = check_label_lists(rows, "y")
     assert problem.id == "data.bad-labels"
-    assert problem.where == "d.jsonl row 2"
+    assert problem.where == f"d.jsonl row 2 ({said})"
 
 
 def test_good_rows_have_no_problem() -> None:

@@ -1,4 +1,8 @@
-from lora_cli.data.listing import count_rows, list_rows
+from typing import Any
+
+import pytest
+
+from lora_cli.data.listing import count_rows, list_rows, show_cell, show_value
 from lora_cli.data.types import Row
 
 ROWS = [Row(str(n), {}, "d.csv", n) for n in range(1, 13)]
@@ -16,3 +20,25 @@ def test_what_was_found_stands_beside_its_row() -> None:
 
 def test_rows_are_counted_in_words() -> None:
     assert [count_rows(n) for n in (1, 2)] == ["1 row", "2 rows"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "null"),
+        (True, "true"),
+        ("é", '"é"'),
+        ("x" * 41, '"' + "x" * 40 + '..."'),
+        (["x" * 60], '["' + "x" * 38 + "..."),
+        ({"a": b"b"}, '{"a": "b\'b\'"}'),
+    ],
+)
+def test_values_are_shown_as_in_json_and_short(value: Any, shown: str) -> None:
+    assert show_value(value) == shown
+
+
+def test_the_item_at_fault_is_shown_however_long_the_list() -> None:
+    row = Row("1", {"c": ["a"] * 99 + [3], "d": " "}, "f", 1)
+    is_text = lambda item: isinstance(item, str)  # noqa: E731
+    assert show_cell(row, "c", part="word", fits=is_text) == "word 100 is 3"
+    assert [show_cell(row, name) for name in ("d", "e")] == ["empty", "missing"]

@@ -62,3 +62,13 @@ def test_labels_with_a_column_each_are_made_up_as_such() -> None:
     rows = FAMILIES["multi_label_classification"].made_up_rows(config, 3)
     assert [(row["rude"], row["threat"]) for row in rows] == [(1, 0), (0, 1), (0, 0)]
     assert "label" not in rows[0]
+
+
+def test_rows_suit_the_answers_and_the_prompt() -> None:
+    answers = {"false": "no", "true": "yes"}
+    config: Any = replace(
+        TASKS["answer_choice"](), answers=answers, prompt="{history} {text} {mood}"
+    )
+    rows = FAMILIES["answer_choice"].made_up_rows(config, 4)
+    assert [row["label"] for row in rows] == ["false", "true", "false", "true"]
+    assert all(row["history"] and row["mood"] and row["text"] for row in rows)

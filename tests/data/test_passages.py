@@ -13,12 +13,15 @@ def test_a_list_of_texts_is_one_text() -> None:
     assert passage_of([]) == ""
 
 
-@pytest.mark.parametrize("value", [None, 3, ["a", 3], {"a": "b"}])
-def test_what_is_no_text(value: Any) -> None:
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(None, "null"), (3, "3"), (["a", 3], "part 2 is 3"), ({"a": "b"}, '{"a": "b"}')],
+)
+def test_what_is_no_text(value: Any, said: str) -> None:
     row = Row("1", {"c": value}, "f.jsonl", 4)
     for may_be_empty in (False, True):
         (problem,) = check_passages([row], "c", may_be_empty=may_be_empty)
-        assert (problem.id, problem.where) == ("data.bad-passage", "f.jsonl row 4")
+        assert (problem.id, problem.where) == ("data.bad-passage", f"f.jsonl row 4 ({said})")
 
 
 @pytest.mark.parametrize("value", ["", " ", [], [" "]])

@@ -17,7 +17,7 @@ def test_planted_repeats_are_found_exactly() -> None:
     found = repeated_rows(SPLITS, ["t"])
     assert found == {"validation": frozenset({"0", "2"})}
     (note,) = repeat_notes(SPLITS, found)
-    assert note.startswith("validation: 2 of 3 rows have the text of a row of train")
+    assert note.startswith("warning: validation: 2 of 3 rows have the text of a row of train")
 
 
 def test_all_columns_must_be_equal() -> None:

@@ -41,20 +41,49 @@ def test_chinese_words_are_joined_without_spaces_and_split_by_character() -> Non
     assert split_words("𠮷田さん")[0] == ("𠮷", "田", "さ", "ん")
 
 
-@pytest.mark.parametrize("value", [None, [], "", "  ", ["a", ""], ["a", 1], 3, {"a": 1}])
-def test_what_lists_no_words(value: Any) -> None:
+def test_combining_marks_belong_to_their_word() -> None:
+    # An accent of its own, vowels and joined letters of Hindi, vowels of Arabic, a heart in red.
+    for word in ("Cafe\u0301", "हिन्दी", "मुंबई", "عَرَبِيّ", "\u2764\ufe0f"):
+        words, spans = split_words(f"{word}, {word}北 a")
+        assert words == (word, ",", word, "北", "a")
+        assert spans[2] == (len(word) + 2, 2 * len(word) + 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "null"),
+        ([], "empty"),
+        ("", "empty"),
+        ("  ", "empty"),
+        (["a", ""], "word 2 is empty"),
+        (["a", 1], "word 2 is 1"),
+        (3, "3"),
+        ({"a": 1}, '{"a": 1}'),
+    ],
+)
+def test_what_lists_no_words(value: Any, said: str) -> None:
     assert words_of(value) is None
     (problem,) = check_words([row(1, tokens=["a"]), row(2, tokens=value)], "tokens")
     assert problem.id == "data.bad-words"
-    assert problem.where == "rows.jsonl row 2"
+    assert problem.where == f"rows.jsonl row 2 ({said})"
 
 
-@pytest.mark.parametrize("value", [None, 3, [None], [["O"]], [0.5]])
-def test_what_lists_no_tags(value: Any) -> None:
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "null"),
+        (3, "3"),
+        ([None], "tag 1 is null"),
+        (["O", ["O"]], 'tag 2 is ["O"]'),
+        ([0.5], "tag 1 is 0.5"),
+    ],
+)
+def test_what_lists_no_tags(value: Any, said: str) -> None:
     assert tags_of(value) is None
     (problem,) = check_tags([row(7, tokens=["a"], tags=value)], "tokens", "tags")
     assert problem.id == "data.bad-tags"
-    assert problem.where == "rows.jsonl row 7"
+    assert problem.where == f"rows.jsonl row 7 ({said})"
 
 
 def test_a_tag_for_each_word() -> None:
@@ -67,4 +96,4 @@ def test_a_tag_for_each_word() -> None:
 def test_ten_rows_are_named_and_the_others_counted() -> None:
     (problem,) = check_words([row(number, tokens=[]) for number in range(1, 14)], "tokens")
     assert "13 rows" in problem.message
-    assert (problem.where or "").endswith("rows.jsonl row 10 and 3 more")
+    assert (problem.where or "").endswith("rows.jsonl row 10 (empty) and 3 more")

@@ -4,10 +4,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import transformers
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
+from lora_cli.config.groups import group_options, option_values
 from lora_cli.errors import UserError
 from lora_cli.models.integrity import (
     MANIFEST,
@@ -16,7 +20,7 @@ from lora_cli.models.integrity import (
     hash_settings,
     write_manifest,
 )
-from lora_cli.models.sources import resolve_model
+from lora_cli.models.sources import _HUB_FILES, resolve_model
 from lora_cli.models.weights import hash_weights
 
 
@@ -52,6 +56,19 @@ def test_a_vocabulary_counts_where_it_is_read(folder: Path) -> None:
     assert hash_settings(folder) == before
     (folder / "tokenizer.json").unlink()
     assert "vocab.txt" in hash_settings(folder)
+
+
+def test_every_file_of_the_tokenizers_of_our_models_is_fetched_and_counts(tmp_path: Path) -> None:
+    kinds = {option_values("model", name)["model.architecture"] for name in group_options("model")}
+    files = set()
+    for kind in kinds:
+        tokenizer = getattr(transformers, TOKENIZER_MAPPING_NAMES.get(kind) or "", None)
+        files |= set(getattr(tokenizer, "vocab_files_names", {}).values())
+    assert {"source.spm", "target.spm", "sentencepiece.bpe.model", "vocab.txt"} <= files
+    assert all(any(fnmatch(name, pattern) for pattern in _HUB_FILES) for name in files)
+    for name in files - {"tokenizer.json"}:
+        (tmp_path / name).write_text("{}")
+    assert set(hash_settings(tmp_path)) == files - {"tokenizer.json"}
 
 
 @pytest.mark.parametrize("recorded", [None, {}, [], "x", 3])

@@ -69,3 +69,23 @@ def test_names_of_other_rows_must_be_those_of_training(name: str) -> None:
     with pytest.raises(UserError, match="trained on, in their order"):
         family.rebind(other, state)
     assert family.rebind(TASKS[name](), state) == state
+
+
+@pytest.mark.parametrize("name", ["text_classification", "token_classification"])
+def test_labels_must_differ_in_more_than_white_space(name: str, tmp_path: Path) -> None:
+    rows = {"train": ["a", "b", "a ", "a", " a"], "validation": ["a"]}
+    with pytest.raises(UserError) as caught:
+        load(name, tmp_path, rows)
+    (problem,) = caught.value.problems
+    assert problem.id == "data.alike-labels"
+    assert '" a" beside "a", "a " beside "a"' in problem.message
+    train = tmp_path / "train.jsonl"
+    assert problem.where == f'{train} row 3 ("a "), {train} row 5 (" a")'
+    named = load(name, tmp_path, rows, label_names=("a", "b", "a ", " a"))
+    assert named.state["labels"] == ["a", "b", "a ", " a"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_labels_that_differ_in_case_are_told(name: str, tmp_path: Path) -> None:
+    splits = load(name, tmp_path, {"train": ["a", "b", "A"], "validation": ["a"]})
+    assert "labels that differ in case alone, and are several: A, a" in splits.notes

@@ -281,7 +281,7 @@ def test_a_cut_keeps_contexts_together(tmp_path: Path) -> None:
     [
         (values(9, "night", 8), 'validation.jsonl row 2 ("night" is not at 8 but at 9)'),
         (values(9, "day", 0), 'validation.jsonl row 2 ("day" is not at 0 but nowhere)'),
-        ({**values(9), "answers": ["night"]}, "validation.jsonl row 2 (['night'])"),
+        ({**values(9), "answers": ["night"]}, 'validation.jsonl row 2 (["night"])'),
         ({**values(9), "question": " "}, "validation.jsonl row 2 (empty)"),
         ({**values(9), "context": None}, "validation.jsonl row 2 (null)"),
     ],

@@ -7,7 +7,12 @@ from typing import Any
 import datasets
 import pytest
 
-from lora_cli.config.tasks import DataConfig, TextClassificationConfig, TextRegressionConfig
+from lora_cli.config.tasks import (
+    DataConfig,
+    MaskedLanguageModelingConfig,
+    TextClassificationConfig,
+    TextRegressionConfig,
+)
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
 from lora_cli.tasks.rows import Role, raise_if, read_columns
@@ -102,3 +107,29 @@ def test_rows_that_a_data_set_marks_as_unlabelled_are_left_out(tmp_path: Path) -
     assert "train: left out 1 of 5 rows, which have no label (label is -1)" in splits.notes
     more, _ = FAMILIES["text_classification"].load_more(config, splits.state, seed=0)
     assert len(more.rows["validation"]) == 1
+
+
+def test_a_split_of_which_nothing_is_left_is_none(tmp_path: Path) -> None:
+    family = FAMILIES["masked_language_modeling"]
+    for name, texts in (("train", ["a", "b", "c"]), ("validation", [" "]), ("test", ["", ""])):
+        lines = (json.dumps({"text": text}) + "\n" for text in texts)
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    splits = family.load(MaskedLanguageModelingConfig(data=DataConfig(path=str(tmp_path))), seed=0)
+    assert {name: len(rows) for name, rows in splits.rows.items()} == {"train": 2, "validation": 1}
+    assert "test: left out 2 of 2 rows, with no text" in splits.notes
+    for setting in ("train_split", "validation_split", "test_split"):
+        data = DataConfig(path=str(tmp_path), **{setting: "test"})
+        with pytest.raises(UserError) as error:
+            family.load(MaskedLanguageModelingConfig(data=data), seed=0)
+        (problem,) = error.value.problems
+        assert (problem.id, problem.key) == ("data.no-rows-left", f"task.data.{setting}")
+        assert problem.where == "test: left out 2 of 2 rows, with no text"
+        assert problem.allowed == "train"
+
+
+def test_rows_to_evaluate_must_be_there(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": " "}\n')
+    config = MaskedLanguageModelingConfig(data=DataConfig(path=str(tmp_path / "rows.jsonl")))
+    state = {"columns": {"text": "text"}}
+    with pytest.raises(UserError, match=r"task\.data\.path` must name rows that can be used"):
+        FAMILIES["masked_language_modeling"].load_more(config, state, seed=0)

@@ -44,11 +44,34 @@ def test_numbers_may_be_texts_as_in_csv(tmp_path: Path, tokenizer: Any) -> None:
     assert "3 train, 3 validation rows, numbers from -3 to 2.5, mean 0.1667" in splits.notes[-1]
 
 
-@pytest.mark.parametrize("value", [None, "high", True, [1.0], "nan", "inf"])
-def test_what_is_no_number_is_refused_with_its_row(tmp_path: Path, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "null"),
+        ("high", '"high"'),
+        (" ", "empty"),
+        (True, "true or false"),
+        ([1.0], "a list"),
+        ("nan", '"nan"'),
+        ("inf", '"inf"'),
+        (10**400, "too large a number"),
+    ],
+)
+def test_what_is_no_number_is_refused_with_its_row(tmp_path: Path, value: Any, said: str) -> None:
     with pytest.raises(UserError, match="finite number") as caught:
         FAMILY.load(write(tmp_path, 1, 2, value), seed=0)
-    assert "train.jsonl row 3" in (caught.value.problems[0].where or "")
+    assert f"train.jsonl row 3 ({said})" in (caught.value.problems[0].where or "")
+
+
+def test_true_numbers_are_written_as_they_were(tmp_path: Path, tokenizer: Any) -> None:
+    # Neither is a number of 32 bits, and the last two would be one there.
+    numbers = [3.3, 1_700_000_001.0, 1_700_000_002.0]
+    config = write(tmp_path, *numbers)
+    splits = FAMILY.load(config, seed=0)
+    task = FAMILY.build(config, splits.state, tokenizer)
+    batch = task.collate([task.encode(row) for row in splits.rows["train"]])
+    predictions = task.decode({"logits": torch.zeros(3, 1)}, batch)
+    assert [task.to_json(one)["reference"] for one in predictions] == numbers
 
 
 def test_equal_numbers_teach_nothing(tmp_path: Path) -> None:
@@ -58,14 +81,15 @@ def test_equal_numbers_teach_nothing(tmp_path: Path) -> None:
 
 def test_the_loss_is_the_squared_difference(tokenizer: Any) -> None:
     task = FAMILY.build(TextRegressionConfig(), STATE, tokenizer)
-    batch = {"ids": ["1", "2"], "inputs": {}, "numbers": torch.tensor([1.0, 4.0])}
+    batch: dict[str, Any] = {"ids": ["1", "2"], "inputs": {}, "references": [1.0, 4.0]}
+    batch["numbers"] = torch.tensor(batch["references"])
     model = lambda: SimpleNamespace(logits=torch.tensor([[3.0], [3.5]]))  # noqa: E731
     output = task.forward(model, batch)
     assert (output.loss_sum.item(), output.count) == (4.25, 2)
     predictions = task.decode(output.outputs, batch)
     assert task.metrics(predictions)["mse"] == pytest.approx(4.25 / 2)
     assert task.to_json(predictions[0]) == {"id": "1", "value": 3.0, "reference": 1.0}
-    batch["numbers"] = None
+    batch |= {"numbers": None, "references": [None, None]}
     assert task.forward(model, batch).count == 0
     (first, _) = task.decode(output.outputs, batch)
     assert task.to_json(first) == {"id": "1", "value": 3.0}
