@@ -110,6 +110,46 @@ def test_on_a_terminal_it_asks(
     assert done.out.strip() == asked(run_cli, chat_run, tmp_path, said(QUESTIONS[0]))
 
 
+def test_a_turn_with_an_empty_answer_is_forgotten(
+    chat_run: Path, run_cli: Any, tmp_path: Path
+) -> None:
+    first = asked(run_cli, chat_run, tmp_path, said(QUESTIONS[0]))
+    other = asked(run_cli, chat_run, tmp_path, said(QUESTIONS[1]))
+    stop = json.dumps([first.split()[0]])
+    assert first.split()[0] not in other
+    stdin = "\n".join([QUESTIONS[0], QUESTIONS[1]]).encode()
+    done = run_cli("chat", chat_run, f"generation.stop={stop}", cwd=tmp_path, stdin=stdin)
+    assert done.code == 0, done.err
+    assert done.out.splitlines() == ["", other]
+    assert "the answer is empty, and this turn is forgotten" in done.err
+
+
+def test_an_answer_can_be_stopped(
+    chat_run: Path, run_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C at the terminal ends the answer alone, elsewhere the command."""
+    from lora_cli.commands import chat
+
+    alone = asked(run_cli, chat_run, tmp_path, said(QUESTIONS[1]))
+    answer, calls = chat.Talk._answer, iter([True, False, True])
+
+    def interrupted(self: Any, *given: Any) -> str:
+        if next(calls):
+            raise KeyboardInterrupt
+        return answer(self, *given)
+
+    lines = iter([QUESTIONS[0], QUESTIONS[1], "/exit"])
+    monkeypatch.setattr(chat.Talk, "_answer", interrupted)
+    monkeypatch.setattr(builtins, "input", lambda _: next(lines))
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "TextIOWrapper", Terminal)
+        done = run_cli("chat", chat_run, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert done.out.splitlines() == ["", alone]
+    assert "the answer was stopped, and this turn is forgotten" in done.err
+    assert run_cli("chat", chat_run, cwd=tmp_path, stdin=b"so").code == 130
+
+
 def test_other_adapters_are_refused(tiny_run: Any, run_cli: Any, tmp_path: Path) -> None:
     done = run_cli("chat", tiny_run.path, cwd=tmp_path)
     assert done.code == 2
