@@ -157,3 +157,25 @@ def test_other_adapters_are_refused(tiny_run: Any, run_cli: Any, tmp_path: Path)
     done = run_cli("chat", cwd=tmp_path)
     assert done.code == 2
     assert "error[config.missing]" in done.err
+
+
+def test_an_evaluation_writes_texts_on_request(
+    chat_run: Path, run_cli: Any, tmp_path: Path
+) -> None:
+    """The run was trained without; what eval writes is what predict answers."""
+    plain = run_cli("eval", chat_run, "--json", cwd=tmp_path)
+    assert "chrf" not in plain.lines[0]["adapter"]
+    more = ("generate=true", "generation.max_new_tokens=3", f"output={tmp_path / 'o.jsonl'}")
+    done = run_cli("eval", chat_run, "--json", *more, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert {"chrf", "bleu", "exact_match"} <= set(done.lines[0]["base"])
+    assert done.lines[0]["adapter"]["loss"] == plain.lines[0]["adapter"]["loss"]
+    line = json.loads((tmp_path / "o.jsonl").read_text().splitlines()[0])
+    rows = (chat_run.parent / "rows.jsonl").read_text().splitlines()
+    question = json.loads(rows[int(line["id"]) - 1])["prompt"]
+    assert line["answer"] == asked(
+        run_cli, chat_run, tmp_path, said(question), "generation.max_new_tokens=3"
+    )
+    refused = run_cli("eval", chat_run, "generation.max_new_tokens=3", cwd=tmp_path)
+    assert refused.code == 2
+    assert "error[eval.no-texts]" in refused.err
