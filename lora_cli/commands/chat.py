@@ -127,8 +127,9 @@ class Talk:
             try:
                 return self._task.encode(row)
             except UserError as error:
-                if len(self._messages) == 1:
-                    self._display.note(error.problems[0].message)
+                (problem, *_) = error.problems
+                if len(self._messages) == 1 or problem.id != "task.overlong":
+                    self._display.note(problem.message)
                     return None
                 del self._messages[:2]
                 self._display.note("the conversation is too long: its oldest turn is forgotten")

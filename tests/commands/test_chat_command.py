@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -148,6 +149,22 @@ def test_an_answer_can_be_stopped(
     assert done.out.splitlines() == ["", alone]
     assert "the answer was stopped, and this turn is forgotten" in done.err
     assert run_cli("chat", chat_run, cwd=tmp_path, stdin=b"so").code == 130
+
+
+def test_what_a_template_refuses_is_not_called_too_long() -> None:
+    from lora_cli.commands.chat import Talk
+    from lora_cli.errors import Problem, UserError
+
+    def encode(row: Any) -> Any:
+        raise UserError(Problem(id="chat.refused", message="It refuses."))
+
+    told: list[str] = []
+    talk: Any = object.__new__(Talk)
+    talk._messages = said("a", "b", "c")
+    talk._task = SimpleNamespace(encode=encode)
+    talk._display = SimpleNamespace(note=told.append)
+    assert talk._read() is None
+    assert (told, talk._messages) == (["It refuses."], said("a", "b", "c"))
 
 
 def test_other_adapters_are_refused(tiny_run: Any, run_cli: Any, tmp_path: Path) -> None:
