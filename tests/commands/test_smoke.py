@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lora_cli.commands import smoke
-from lora_cli.config.groups import group_options
+from lora_cli.config.groups import group_options, option_variant
 from lora_cli.tasks.table import FAMILIES
 
 BASE = ("train", "model=bert", "smoke=true")
@@ -51,8 +51,20 @@ def named_tasks() -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("task", named_tasks())
 def test_every_named_task(run_cli: Callable[..., Any], tmp_path: Path, task: str) -> None:
-    done = run_cli(*BASE, f"task={task}", cwd=tmp_path)
+    family = option_variant("task", task)
+    model = "flan-t5-small" if FAMILIES[family].auto_class == "AutoModelForSeq2SeqLM" else "bert"
+    done = run_cli("train", f"model={model}", "smoke=true", f"task={task}", cwd=tmp_path)
     assert done.code == 0, done.err
+
+
+@pytest.mark.slow
+def test_a_quantized_base_may_give_other_numbers(
+    run_cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    done = run_cli(*BASE, "task=sst2", "model.quantization=nf4", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "read back, and put into the base in full precision" in done.err
 
 
 @pytest.mark.slow

@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 
+from lora_cli.config.language import AnswerChoiceConfig
 from lora_cli.config.task_families import TASKS
-from lora_cli.data.made_up import answer, answers, choices, sentence, tags, text, tokens
+from lora_cli.data.made_up import answer, answers, choices, label, sentence, tags, text, tokens
 from lora_cli.tasks.table import FAMILIES
 
 
@@ -62,3 +63,9 @@ def test_labels_with_a_column_each_are_made_up_as_such() -> None:
     rows = FAMILIES["multi_label_classification"].made_up_rows(config, 3)
     assert [(row["rude"], row["threat"]) for row in rows] == [(1, 0), (0, 1), (0, 0)]
     assert "label" not in rows[0]
+
+
+def test_labels_are_those_that_have_answers() -> None:
+    config: Any = AnswerChoiceConfig(answers={"false": "no", "true": "yes"})
+    assert [label(config, number) for number in range(3)] == ["false", "true", "false"]
+    assert label(TASKS["multiple_choice"](), 0) == "first"
