@@ -139,7 +139,7 @@ RUNS: dict[str, Run] = {
     ),
     "ag_news_cloze": Run(
         *("made/cloze", "multiple_choice", "accuracy"),
-        (*rows(1200, 250), "task.max_length=80", *WHOLE, *steps(1e-3, 2)),
+        (*rows(1200, 250), "task.max_length=96", *WHOLE, *steps(1e-3, 2)),
         ("overlap",),
     ),
     "ag_news": Run(
