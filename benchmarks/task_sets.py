@@ -50,6 +50,15 @@ def steps(lr: float, epochs: int, batch: int = 16) -> tuple[str, ...]:
     )
 
 
+def short(lr: float, steps: int, batch: int) -> tuple[str, ...]:
+    """Return the settings of less than an epoch."""
+    return (
+        f"optimizer.lr={lr:g}",
+        f"trainer.max_steps={steps}",
+        f"trainer.global_batch_size={batch}",
+    )
+
+
 _TOPICS = (
     *("task.data.text_column=text", "task.data.label_column=label"),
     *(*rows(1000, 500), "task.max_length=64", *steps(4e-3, 1)),
@@ -156,16 +165,15 @@ RUNS: dict[str, Run] = {
     "tech_support": Run(
         *("made/support", "chat", "chrf"),
         (
-            *("task.max_length=96", *rows(None, 40), *steps(5e-4, 1, batch=8)),
-            *("trainer.max_steps=30", "task.generate_in_eval=true"),
-            "task.generation.max_new_tokens=48",
+            *("task.max_length=96", *rows(None, 40), *WHOLE, *short(2e-3, 40, batch=8)),
+            *("task.generate_in_eval=true", "task.generation.max_new_tokens=48"),
         ),
         UNTRAINED,
         model="smollm2",
     ),
     "alpaca_en_demo": Run(
         *("alpaca_en_demo", "chat", "perplexity"),
-        ("task.max_length=256", *rows(None, 60), *steps(5e-4, 1, batch=8), "trainer.max_steps=20"),
+        ("task.max_length=256", *rows(None, 60), *WHOLE, *short(1e-3, 20, batch=8)),
         UNTRAINED,
         model="smollm2",
     ),
@@ -173,7 +181,7 @@ RUNS: dict[str, Run] = {
         *("debian_synopsis", "causal_language_modeling", "perplexity"),
         (
             *("task.data.text_column=source", "task.max_length=256", *rows(1000, 60)),
-            *(*steps(5e-4, 1, batch=4), "trainer.max_steps=30"),
+            *(*WHOLE, *short(1e-3, 30, batch=4)),
         ),
         UNTRAINED,
         model="smollm2",

@@ -46,7 +46,14 @@ def run(composed: Composed, options: Options, display: Display) -> int:
         elif text.startswith("/") and text[1:].isalpha():
             display.note(f"there is no {text}: {_COMMANDS}")
         elif text:
-            talk.say(text)
+            try:
+                talk.say(text)
+            except KeyboardInterrupt:
+                # Who sits at the terminal wants no more of this answer, not of the conversation.
+                if not is_terminal:
+                    raise
+                display.output("")
+                display.note("the answer was stopped, and this turn is forgotten")
     return 0
 
 
@@ -89,7 +96,7 @@ class Talk:
         """Answer, and remember both.
 
         A conversation that has become too long loses its oldest turns. A text that is too long by
-        itself is not answered.
+        itself is not answered. A turn that is interrupted, or whose answer is empty, is forgotten.
         """
         self._messages.append({"role": "user", "content": text})
         features = self._read()
@@ -97,12 +104,21 @@ class Talk:
             self._messages.pop()
             return
         on_text = self._display.piece if self._is_streaming else None
-        answer = self._answer(features, on_text)
-        self._messages.append({"role": "assistant", "content": answer})
+        try:
+            answer = self._answer(features, on_text)
+        except KeyboardInterrupt:
+            self._messages.pop()
+            raise
         if self._as_json:
             self._display.output(json.dumps({"user": text, "answer": answer}, ensure_ascii=False))
         else:
             self._display.output("" if self._is_streaming else answer)
+        if answer:
+            self._messages.append({"role": "assistant", "content": answer})
+        else:
+            # An assistant that says nothing is no turn that a template could be given.
+            self._messages.pop()
+            self._display.note("the answer is empty, and this turn is forgotten")
 
     def _read(self) -> Features | None:
         """Return the conversation as the model reads it, or None if it cannot be read."""
@@ -111,8 +127,9 @@ class Talk:
             try:
                 return self._task.encode(row)
             except UserError as error:
-                if len(self._messages) == 1:
-                    self._display.note(error.problems[0].message)
+                (problem, *_) = error.problems
+                if len(self._messages) == 1 or problem.id != "task.overlong":
+                    self._display.note(problem.message)
                     return None
                 del self._messages[:2]
                 self._display.note("the conversation is too long: its oldest turn is forgotten")

@@ -20,6 +20,7 @@ from lora_cli.commands.merging import TOLERANCE, compare, take_probe
 from lora_cli.commands.opening import Opened, load_merged, not_merged, open_adapter
 from lora_cli.commands.options import Options
 from lora_cli.commands.reporting import show_comparison, show_report
+from lora_cli.commands.writing import for_evaluation
 from lora_cli.config.commands import EvalConfig
 from lora_cli.config.composed import Composed
 from lora_cli.errors import Problem, UserError
@@ -38,6 +39,9 @@ def run(composed: Composed, options: Options, display: Display) -> int:
         check_output(Path(config.output), key="output", overwrite=options.overwrite, is_file=True)
     _check_models(config, find_subject(config.from_ or ""))
     opened = open_adapter(config.from_ or "", base=config.base, display=display)
+    opened = opened.with_task(
+        for_evaluation(opened.config.task, generate=config.generate, generation=config.generation)
+    )
     strategy = opened.config.strategy.name
     if config.merged is not None:
         check_mergeable(strategy, key="merged", fix="leave merged out")

@@ -26,6 +26,7 @@ from lora_cli.commands.encoding import encoding_facts
 from lora_cli.commands.new_rows import check_new_rows, check_no_new_rows
 from lora_cli.commands.recorded import training_config
 from lora_cli.config.commands import TrainConfig
+from lora_cli.config.task_families import TaskConfig
 from lora_cli.config.tasks import DataConfig
 from lora_cli.data.types import Splits
 from lora_cli.errors import Problem, UserError
@@ -121,6 +122,13 @@ class Opened:
                 )
             )
         return self.family.load(config, seed=self.config.seed), self.task
+
+    def with_task(self, settings: TaskConfig) -> "Opened":
+        """Return the same with other settings of the task, which is built anew."""
+        if settings == self.config.task:
+            return self
+        task = self.family.build(settings, self.record.state, self.tokenizer)
+        return replace(self, config=replace(self.config, task=settings), task=task)
 
     def encoding_facts(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Return what rows of a task with this state are encoded by."""

@@ -154,6 +154,11 @@ class EvalConfig:
     batch_size: int = field(default=64, metadata={"min": 1})
     """Rows in memory at once."""
 
+    generate: bool | None = None
+    """Whether texts are written and compared too; null takes task.generate_in_eval of training."""
+
+    generation: GenerationOverrides = field(default_factory=GenerationOverrides)
+
     task: TaskDataConfig = field(default_factory=TaskDataConfig)
 
 

@@ -4,6 +4,7 @@ Each function takes the settings of a task and the number of the row, and gives 
 the same one; None leaves the column out.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 _WORDS = (
@@ -36,9 +37,10 @@ def second_text(config: Any, number: int) -> str:
 
 
 def label(config: Any, number: int) -> str:
-    """Return one of the labels that the settings name or have answers for, or one of two."""
-    answered = getattr(config, "answers", None)
-    names = config.data.label_names or tuple(answered or ()) or ("first", "second")
+    """Return one of the labels that the settings name, or that they have answers for, or of two."""
+    answers = getattr(config, "answers", None)
+    named = tuple(answers) if isinstance(answers, Mapping) else ()
+    names = config.data.label_names or named or ("first", "second")
     return str(names[number % len(names)])
 
 

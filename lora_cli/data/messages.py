@@ -36,7 +36,7 @@ _LISTED = 10
 # By the kind of fault: what must be, what is allowed, and what to do.
 _RULES = {
     "bad-messages": (
-        "`{column}` must hold a list of messages in every row",
+        "`{column}` must hold a list of messages with texts in every row",
         '[{{"role": "user", "content": "..."}}, ...] or [{{"from": "human", "value": "..."}}, ...]',
         "write each conversation as such a list, or remove the rows",
     ),
@@ -64,6 +64,11 @@ _RULES = {
         "`{column}` must hold a text in every row",
         None,
         "fill in the text, or remove the rows",
+    ),
+    "bad-system": (
+        "`{column}` must hold a text in every row, which may be empty",
+        None,
+        "write the system prompt as a text",
     ),
     "bad-documents": (
         "`{column}` must hold a list of passages in every row, which may be empty",
@@ -100,6 +105,8 @@ def read_messages(row: Row, columns: Columns, *, answering: bool = False) -> lis
         while messages and messages[-1]["role"] == "assistant":
             messages.pop()
     system = values.get(columns["system"] or "")
+    if system is not None and not isinstance(system, str):
+        raise _Fault("bad-system", columns["system"] or "", _kind(system))
     if _is_text(system) and not any(message["role"] == "system" for message in messages):
         messages.insert(0, {"role": "system", "content": system})
     return messages
@@ -221,17 +228,21 @@ def _iter_messages(value: Sequence[Any], column: str) -> Iterator[Message]:
     for number, item in enumerate(value, start=1):
         if not isinstance(item, Mapping):
             raise _Fault("bad-messages", column, f"message {number} is {_kind(item)}")
-        name = item.get("role", item.get("from"))
+        # A table of both layouts has null where a row is of the other one.
+        name, told = (
+            item[key] if item.get(key) is not None else item.get(other)
+            for key, other in (("role", "from"), ("content", "value"))
+        )
         role = ROLES.get(name.casefold()) if isinstance(name, str) else None
         if role is None:
             shown = f'"{name[:40]}"' if isinstance(name, str) else _kind(name)
             raise _Fault("unknown-role", column, f"message {number}: {shown}")
-        content = _content(item.get("content", item.get("value")))
+        content = _content(told)
         extra = {key: item[key] for key in _KEPT if item.get(key)}
         if content is None and "tool_calls" not in extra:
-            found = _kind(item.get("content", item.get("value")))
-            kind = "empty-answer" if role == "assistant" else "bad-messages"
-            raise _Fault(kind, column, f"message {number} is {found}")
+            found = "parts of which one is no text" if isinstance(told, list) else _kind(told)
+            kind = "empty-answer" if role == "assistant" and told is None else "bad-messages"
+            raise _Fault(kind, column, f"content of message {number}: {found}")
         if role == "assistant" and not (content or "").strip() and "tool_calls" not in extra:
             raise _Fault("empty-answer", column, f"message {number}")
         yield {"role": role, "content": content or "", **extra}

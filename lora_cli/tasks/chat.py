@@ -30,6 +30,7 @@ from lora_cli.tasks.chat_refusals import (
     NOT_GENERATED,
     needs_answers,
     no_layout,
+    no_question,
     not_written,
     too_long,
 )
@@ -262,26 +263,21 @@ class Chat(RowFamily):
     ) -> Mapping[str, Any]:
         """Find messages, or a prompt, among the columns of rows to answer.
 
-        A column `text` is taken for a prompt where there is none of the known names.
+        Where rows have both, the one that was trained on is read. A column `text` is taken for a
+        prompt where there is none of the known names.
         """
         found = dict.fromkeys(state["columns"])
         known = state["columns"]
+        is_prompted = known["messages"] is None and known["prompt"] in columns
         for role in self.inputs:
             more = ("text",) if role.name == "prompt" else ()
             names = (known[role.name], *role.known, *more)
             usual = (name for name in names if name in columns)
             found[role.name] = next(usual, None)
+        if is_prompted:
+            found["messages"] = None
         if found["messages"] is None and found["prompt"] is None:
-            raise UserError(
-                Problem(
-                    id="data.missing-column",
-                    message="The rows must have a column with messages, or with a prompt, but "
-                    "have not.",
-                    where=where,
-                    allowed=", ".join(columns),
-                    fix="rename the column with what the user says to prompt",
-                )
-            )
+            raise UserError(no_question(columns, where=where))
         return {**state, "columns": one_layout(found), "answering": True}
 
     def build(self, config: ChatConfig, state: Mapping[str, Any], processor: Any) -> ChatTask:

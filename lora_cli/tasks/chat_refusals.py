@@ -35,6 +35,17 @@ def no_layout(columns: Sequence[str]) -> Problem:
     )
 
 
+def no_question(columns: Sequence[str], *, where: str) -> Problem:
+    """Rows to answer without a column in which the user says something."""
+    return Problem(
+        id="data.missing-column",
+        message="The rows must have a column with messages, or with a prompt, but have not.",
+        where=where,
+        allowed=", ".join(columns),
+        fix="rename the column with what the user says to prompt",
+    )
+
+
 def too_long(row: Row, length: int, most: int, *, what: str) -> Problem:
     """A conversation, or its prompt alone, that is longer than it may be."""
     return Problem(

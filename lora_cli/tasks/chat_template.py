@@ -20,6 +20,7 @@ from lora_cli.errors import Problem, UserError
 # Characters of the private use area, which no text has by itself.
 _MARK = "\ue0f1turn\ue0f2"
 _PROBE = ({"role": "user", "content": "question"}, {"role": "assistant", "content": _MARK})
+_THOUGHT = "\ue0f1thought\ue0f2"
 _DOCUMENT = {"title": "\ue0f3title", "text": "\ue0f3text"}
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # Characters that a template may put between the prompt and the text of a turn.
@@ -58,6 +59,7 @@ class ChatTemplate:
             self._special = _special_tokens(tokenizer)
             self._marked = _GENERATION.search(tokenizer.get_chat_template()) is not None
             tail = self.render(_PROBE).partition(_MARK)[2]
+            thinking = self.render((_PROBE[0], {**_PROBE[1], "reasoning_content": _THOUGHT}))
             shown = self.render(_PROBE, documents=[_DOCUMENT])
         except (Refused, ValueError) as refused:
             raise UserError(_unusable(str(refused))) from refused
@@ -67,6 +69,7 @@ class ChatTemplate:
         if first is not None:
             self.end_ids = (tokenizer.convert_tokens_to_ids(first),)
         self.takes_documents = _DOCUMENT["text"] in shown
+        self._takes_thinking = _THOUGHT in thinking
 
     def render(
         self,
@@ -102,6 +105,7 @@ class ChatTemplate:
         """
         messages, documents = self._placed(messages, documents)
         text = self.render(messages, documents=documents, prompt=True)
+        self._check_shown(messages, documents, text, prompt=True)
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
@@ -121,6 +125,7 @@ class ChatTemplate:
             Refused: If the template does not render it, or it cannot be told.
         """
         messages, documents = self._placed(messages, documents)
+        self._check_shown(messages, documents, self.render(messages, documents=documents))
         if self._marked:
             ids, spans = self._read_marks(messages, documents)
         else:
@@ -130,6 +135,35 @@ class ChatTemplate:
             first, last = spans[-1]
             ids, spans[-1] = [*ids[:last], end], (first, last + 1)
         return ids, spans
+
+    def _check_shown(
+        self,
+        messages: Sequence[Message],
+        documents: Sequence[Mapping[str, str]],
+        text: str,
+        *,
+        prompt: bool = False,
+    ) -> None:
+        """Refuse a conversation of which the template leaves out a message or a call of a tool.
+
+        What the assistant said before may be left out in part, as its thinking is.
+        """
+        for number, message in enumerate(messages):
+            content = message["content"].strip()
+            if message.get("tool_calls"):
+                other = {key: value for key, value in message.items() if key != "tool_calls"}
+                what = "calls a tool, which the template does not show"
+            elif message["role"] != "assistant" and content and content not in text:
+                other, what = {**message, "content": _MARK}, "is not shown by the template"
+            else:
+                continue
+            changed = [*messages[:number], other, *messages[number + 1 :]]
+            try:
+                is_shown = self.render(changed, documents=documents, prompt=prompt) != text
+            except Refused:
+                is_shown = True
+            if not is_shown:
+                raise Refused(f"message {number + 1} {what}")
 
     def _read_turns(
         self, messages: Sequence[Message], documents: Sequence[Mapping[str, str]]
@@ -169,6 +203,9 @@ class ChatTemplate:
             raise Refused(f"turn {number + 1} changes what is around it")
         said = str(messages[number]["content"])
         if "</think>" in said and not _squash(text[:end]).endswith(_squash(said)):
+            return None
+        thought = str(messages[number].get("reasoning_content") or "")
+        if self._takes_thinking and _squash(thought) not in _squash(text[start:end]):
             return None
         return start, end + (len(self.end_text) if after.startswith(self.end_text) else 0)
 

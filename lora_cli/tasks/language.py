@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from lora_cli.tasks.contract import Batch, Features, StepOutput
+from lora_cli.tasks.generation import unwrapped
 
 Sequence_ = dict[str, Any]
 
@@ -144,8 +145,14 @@ def _learned_logits(
 
 
 def _run(model: Callable[..., Any], inputs: Mapping[str, torch.Tensor]) -> Any:
-    """Run a model; it keeps packed texts apart only where it makes no cache."""
-    return model(**inputs, use_cache=False) if "position_ids" in inputs else model(**inputs)
+    """Run a model; where it can do so without a cache, which nobody reads here.
+
+    Packed texts are kept apart only then, and recomputation in training warns of one.
+    """
+    can_do_without = hasattr(getattr(unwrapped(model), "config", None), "use_cache")
+    if can_do_without or "position_ids" in inputs:
+        return model(**inputs, use_cache=False)
+    return model(**inputs)
 
 
 def own_and_best(logits_NV: torch.Tensor, true_N: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,6 +111,62 @@ def test_on_a_terminal_it_asks(
     assert done.out.strip() == asked(run_cli, chat_run, tmp_path, said(QUESTIONS[0]))
 
 
+def test_a_turn_with_an_empty_answer_is_forgotten(
+    chat_run: Path, run_cli: Any, tmp_path: Path
+) -> None:
+    first = asked(run_cli, chat_run, tmp_path, said(QUESTIONS[0]))
+    other = asked(run_cli, chat_run, tmp_path, said(QUESTIONS[1]))
+    stop = json.dumps([first.split()[0]])
+    assert first.split()[0] not in other
+    stdin = "\n".join([QUESTIONS[0], QUESTIONS[1]]).encode()
+    done = run_cli("chat", chat_run, f"generation.stop={stop}", cwd=tmp_path, stdin=stdin)
+    assert done.code == 0, done.err
+    assert done.out.splitlines() == ["", other]
+    assert "the answer is empty, and this turn is forgotten" in done.err
+
+
+def test_an_answer_can_be_stopped(
+    chat_run: Path, run_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C at the terminal ends the answer alone, elsewhere the command."""
+    from lora_cli.commands import chat
+
+    alone = asked(run_cli, chat_run, tmp_path, said(QUESTIONS[1]))
+    answer, calls = chat.Talk._answer, iter([True, False, True])
+
+    def interrupted(self: Any, *given: Any) -> str:
+        if next(calls):
+            raise KeyboardInterrupt
+        return answer(self, *given)
+
+    lines = iter([QUESTIONS[0], QUESTIONS[1], "/exit"])
+    monkeypatch.setattr(chat.Talk, "_answer", interrupted)
+    monkeypatch.setattr(builtins, "input", lambda _: next(lines))
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "TextIOWrapper", Terminal)
+        done = run_cli("chat", chat_run, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert done.out.splitlines() == ["", alone]
+    assert "the answer was stopped, and this turn is forgotten" in done.err
+    assert run_cli("chat", chat_run, cwd=tmp_path, stdin=b"so").code == 130
+
+
+def test_what_a_template_refuses_is_not_called_too_long() -> None:
+    from lora_cli.commands.chat import Talk
+    from lora_cli.errors import Problem, UserError
+
+    def encode(row: Any) -> Any:
+        raise UserError(Problem(id="chat.refused", message="It refuses."))
+
+    told: list[str] = []
+    talk: Any = object.__new__(Talk)
+    talk._messages = said("a", "b", "c")
+    talk._task = SimpleNamespace(encode=encode)
+    talk._display = SimpleNamespace(note=told.append)
+    assert talk._read() is None
+    assert (told, talk._messages) == (["It refuses."], said("a", "b", "c"))
+
+
 def test_other_adapters_are_refused(tiny_run: Any, run_cli: Any, tmp_path: Path) -> None:
     done = run_cli("chat", tiny_run.path, cwd=tmp_path)
     assert done.code == 2
@@ -117,3 +174,25 @@ def test_other_adapters_are_refused(tiny_run: Any, run_cli: Any, tmp_path: Path)
     done = run_cli("chat", cwd=tmp_path)
     assert done.code == 2
     assert "error[config.missing]" in done.err
+
+
+def test_an_evaluation_writes_texts_on_request(
+    chat_run: Path, run_cli: Any, tmp_path: Path
+) -> None:
+    """The run was trained without; what eval writes is what predict answers."""
+    plain = run_cli("eval", chat_run, "--json", cwd=tmp_path)
+    assert "chrf" not in plain.lines[0]["adapter"]
+    more = ("generate=true", "generation.max_new_tokens=3", f"output={tmp_path / 'o.jsonl'}")
+    done = run_cli("eval", chat_run, "--json", *more, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert {"chrf", "bleu", "exact_match"} <= set(done.lines[0]["base"])
+    assert done.lines[0]["adapter"]["loss"] == plain.lines[0]["adapter"]["loss"]
+    line = json.loads((tmp_path / "o.jsonl").read_text().splitlines()[0])
+    rows = (chat_run.parent / "rows.jsonl").read_text().splitlines()
+    question = json.loads(rows[int(line["id"]) - 1])["prompt"]
+    assert line["answer"] == asked(
+        run_cli, chat_run, tmp_path, said(question), "generation.max_new_tokens=3"
+    )
+    refused = run_cli("eval", chat_run, "generation.max_new_tokens=3", cwd=tmp_path)
+    assert refused.code == 2
+    assert "error[eval.no-texts]" in refused.err

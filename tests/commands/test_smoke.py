@@ -67,6 +67,16 @@ def test_every_named_task(run_cli: Callable[..., Any], tmp_path: Path, task: str
 
 
 @pytest.mark.slow
+def test_a_quantized_base_may_give_other_numbers(
+    run_cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    done = run_cli(*BASE, "task=sst2", "model.quantization=nf4", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "read back, and put into the base in full precision" in done.err
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("model", group_options("model"))
 def test_every_named_model(run_cli: Callable[..., Any], tmp_path: Path, model: str) -> None:
     kind = option_values("model", model)["model.architecture"]

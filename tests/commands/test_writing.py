@@ -1,8 +1,10 @@
+from typing import Any
+
 import pytest
 
-from lora_cli.commands.writing import with_generation
+from lora_cli.commands.writing import for_evaluation, with_generation
 from lora_cli.config.generation import GenerationConfig, GenerationOverrides
-from lora_cli.config.language import Seq2SeqConfig
+from lora_cli.config.language import CausalLanguageModelingConfig, ChatConfig, Seq2SeqConfig
 from lora_cli.config.task_families import TASKS
 from lora_cli.config.tasks import TextClassificationConfig
 from lora_cli.errors import UserError
@@ -42,3 +44,30 @@ def test_settings_must_go_together_with_what_was_recorded() -> None:
     assert found.generation.top_k == 5  # type: ignore[union-attr]
     with pytest.raises(UserError, match=r"generation\.top_k"):
         with_generation(TASK, GenerationOverrides(top_k=5))
+
+
+def test_an_evaluation_writes_texts_on_request() -> None:
+    plain, none = ChatConfig(), GenerationOverrides()
+    assert for_evaluation(plain, generate=None, generation=none) is plain
+    found = for_evaluation(plain, generate=True, generation=GenerationOverrides(num_beams=2))
+    assert found == ChatConfig(generate_in_eval=True, generation=GenerationConfig(num_beams=2))
+    found = for_evaluation(TASK, generate=False, generation=none)
+    assert (found.generate_in_eval, found.metric) == (False, "loss")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("task", "generate", "key", "fix"),
+    [
+        (ChatConfig(), None, "generation.num_beams", "add generate=true"),
+        (TASK, False, "generation.num_beams", "add generate=true"),
+        (CausalLanguageModelingConfig(), None, "generation.num_beams", "leave it out"),
+        (CausalLanguageModelingConfig(), True, "generate", "leave generate out"),
+    ],
+)
+def test_settings_of_texts_that_are_not_written_are_refused(
+    task: Any, generate: bool | None, key: str, fix: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        for_evaluation(task, generate=generate, generation=GenerationOverrides(num_beams=2))
+    (problem,) = caught.value.problems
+    assert (problem.id, problem.key, problem.fix) == ("eval.no-texts", key, fix)

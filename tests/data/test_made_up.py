@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 
+from lora_cli.config.language import AnswerChoiceConfig
 from lora_cli.config.task_families import TASKS
-from lora_cli.data.made_up import answer, answers, choices, sentence, tags, text, tokens
+from lora_cli.data.made_up import answer, answers, choices, label, sentence, tags, text, tokens
 from lora_cli.tasks.table import FAMILIES
 
 
@@ -72,3 +73,9 @@ def test_rows_suit_the_answers_and_the_prompt() -> None:
     rows = FAMILIES["answer_choice"].made_up_rows(config, 4)
     assert [row["label"] for row in rows] == ["false", "true", "false", "true"]
     assert all(row["history"] and row["mood"] and row["text"] for row in rows)
+
+
+def test_labels_are_those_that_have_answers() -> None:
+    config: Any = AnswerChoiceConfig(answers={"false": "no", "true": "yes"})
+    assert [label(config, number) for number in range(3)] == ["false", "true", "false"]
+    assert label(TASKS["multiple_choice"](), 0) == "first"

@@ -35,7 +35,13 @@ def test_every_layout_gives_the_same_messages() -> None:
     parts = read(MESSAGES, m=[{"role": "user", "content": [{"type": "text", "text": "a"}]}, SAYS])
     pair = read({"prompt": "p", "completion": "c"}, p="a", c="b")
     alpaca = read(ALPACA, instruction="a", input="", output="b")
-    assert listed == shared == parts == pair == alpaca == [USER, SAYS]
+    # As a Parquet file has them in which rows of both layouts were put together.
+    padded = read(
+        MESSAGES,
+        m=[{**USER, "from": None, "value": None},
+           {"role": None, "content": None, "from": "gpt", "value": "b"}],
+    )  # fmt: skip
+    assert listed == shared == parts == pair == alpaca == padded == [USER, SAYS]
 
 
 def test_an_input_goes_below_the_prompt() -> None:
@@ -75,16 +81,16 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "text": ("a", "bad-messages", "a text"),
     "empty": ([], "bad-messages", "empty"),
     "a message that is a text": ([USER, "b"], "bad-messages", "message 2 is a text"),
-    "no content": ([{"role": "user"}, SAYS], "bad-messages", "message 1 is null"),
+    "no content": ([{"role": "user"}, SAYS], "bad-messages", "content of message 1: null"),
     "an image": (
         [{"role": "user", "content": [{"type": "image"}]}, SAYS],
         "bad-messages",
-        "message 1 is a list",
+        "content of message 1: parts of which one is no text",
     ),
     "role": ([{"role": "robot", "content": "x"}], "unknown-role", 'message 1: "robot"'),
     "no role": ([{"content": "x"}], "unknown-role", "message 1: null"),
     "empty answer": ([USER, {"role": "assistant", "content": " \n"}], "empty-answer", "message 2"),
-    "null answer": ([USER, {"role": "assistant"}], "empty-answer", "message 2 is null"),
+    "null answer": ([USER, {"role": "assistant"}], "empty-answer", "content of message 2: null"),
     "no answer": ([USER], "no-assistant", "f.jsonl row 3"),
 }
 
@@ -121,6 +127,12 @@ def test_all_rules_are_reported_at_once() -> None:
 def test_bad_prompts_and_answers(values: dict[str, Any], kind: str) -> None:
     (problem,) = check_messages([row(**values)], {**NONE, **ALPACA}, answering=False)
     assert problem.id == f"data.{kind}"
+
+
+def test_a_system_prompt_that_is_no_text_is_not_passed_over() -> None:
+    columns = {**NONE, **MESSAGES, "system": "s"}
+    (problem,) = check_messages([row(m=[USER, SAYS], s=3)], columns, answering=False)
+    assert (problem.id, problem.where) == ("data.bad-system", "f.jsonl row 3 (a number)")
 
 
 def test_what_is_to_be_answered_needs_a_question() -> None:

@@ -190,6 +190,17 @@ def test_rows_to_answer_may_have_any_layout(columns: list[str], expected: Any) -
     assert {k: v for k, v in state["columns"].items() if v is not None} == expected
 
 
+def test_rows_to_answer_are_read_as_those_of_training() -> None:
+    """There the user named the prompt beside messages that merely were there."""
+    trained = {**COLUMNS, "messages": None, "prompt": "question", "completion": "answer"}
+    for columns, read in (
+        (["question", "messages"], {"prompt": "question"}),
+        (["messages"], {"messages": "messages"}),
+    ):
+        state = FAMILY.bind_columns(columns, {"columns": trained}, where="f")
+        assert {k: v for k, v in state["columns"].items() if v is not None} == read
+
+
 def test_rows_without_a_question_are_refused() -> None:
     with pytest.raises(UserError) as caught:
         FAMILY.bind_columns(["other"], {"columns": COLUMNS}, where="f")

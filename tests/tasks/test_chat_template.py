@@ -179,6 +179,20 @@ def test_thinking_that_a_template_leaves_out_is_not_unlearned() -> None:
     assert pieces_of(tokenizer, (ids, spans)) == [f"{thought}d<|im_end|>"]
 
 
+def test_thinking_in_a_field_of_its_own_is_treated_alike() -> None:
+    tokenizer = make_tokenizer()
+    own_field = THINKING.replace(
+        "{% set thought = ", "{% set thought = m.reasoning_content if m.reasoning_content else "
+    )
+    messages = said("user: a", "assistant: b", "user: c", "assistant: d")
+    messages[1]["reasoning_content"] = messages[3]["reasoning_content"] = "hm"
+    found = ChatTemplate(tokenizer, own_field).read(messages)
+    assert pieces_of(tokenizer, found) == ["<think>\nhm\n</think>\n\nd<|im_end|>"]
+    # A template that knows of no thinking leaves it out everywhere.
+    found = ChatTemplate(tokenizer, template("chatml")).read(messages)
+    assert pieces_of(tokenizer, found) == ["b<|im_end|>", "d<|im_end|>"]
+
+
 def test_a_prompt_that_starts_the_thinking_is_not_learned() -> None:
     tokenizer = make_tokenizer()
     opened = THINKING.replace(
@@ -216,6 +230,31 @@ def test_calls_of_tools_are_found_by_what_is_before_and_behind() -> None:
     messages[1]["tool_calls"] = [{"name": "clock"}]
     found = ChatTemplate(tokenizer, with_tools).read(messages)
     assert pieces_of(tokenizer, found) == ["<call>clock</call><|im_end|>", "noon<|im_end|>"]
+
+
+def test_a_call_that_a_template_leaves_out_is_refused() -> None:
+    """Or an assistant that says nothing would be learned."""
+    messages = said("user: time?", "assistant: ", "tool: 12", "assistant: noon")
+    messages[1]["tool_calls"] = [{"name": "clock"}]
+    for marks in (False, True):
+        chat = ChatTemplate(make_tokenizer(), template("chatml", marks=marks))
+        with pytest.raises(Refused, match="message 2 calls a tool, which the template does not"):
+            chat.read(messages)
+        with pytest.raises(Refused, match="message 2 calls a tool"):
+            chat.prompt(messages[:3])
+
+
+def test_a_message_that_a_template_leaves_out_is_refused() -> None:
+    """As of Phi-3, which passes over what tools say."""
+    narrow = template("zephyr").replace(
+        "{% for m in messages %}", "{% for m in messages if m.role in ('user', 'assistant') %}"
+    )
+    chat = ChatTemplate(make_tokenizer(), narrow)
+    messages = said("user: time?", "assistant: look", "tool: 12:00", "assistant: noon")
+    with pytest.raises(Refused, match="message 3 is not shown by the template"):
+        chat.read(messages)
+    with pytest.raises(Refused, match="message 1 is not shown by the template"):
+        chat.prompt(said("system: S", "user: a"))
 
 
 @pytest.mark.parametrize("is_special", [True, False])

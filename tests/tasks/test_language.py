@@ -116,6 +116,18 @@ def test_the_loss_is_that_of_plain_torch(load: Any, kind: str) -> None:
     assert [one.count for one in told] == count
 
 
+@pytest.mark.parametrize("kind", DECODERS)
+def test_no_cache_is_made(load: Any, kind: str, monkeypatch: Any) -> None:
+    """It would take memory, and transformers warns of one where it recomputes layers."""
+    made = []
+    monkeypatch.setattr(transformers.DynamicCache, "update", lambda *_, **__: made.append(1))
+    batch = collate_sequences(texts(3), padding=0)
+    next_token_loss(load(kind), {**batch, "seed": 1})
+    with torch.no_grad():
+        next_token_loss(load(kind), batch)
+    assert not made
+
+
 def test_many_tokens_are_run_in_several_passes(load: Any, monkeypatch: Any) -> None:
     model, rows = load("llama"), texts(9)
     batch = collate_sequences(rows, padding=0)
