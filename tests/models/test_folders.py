@@ -13,7 +13,7 @@ def folder(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def test_a_whole_folder_has_no_problems(folder: Path) -> None:
-    assert list(check_folder(folder, tokenizer=True)) == []
+    assert list(check_folder(folder, processor="tokenizer")) == []
     assert has_tokenizer(folder)
 
 
@@ -23,6 +23,6 @@ def test_configurations_are_checked_without_weights_or_tokenizer(folder: Path) -
             path.unlink()
     assert list(check_configs(folder)) == []
     assert not has_tokenizer(folder)
-    found = [problem.id for problem in check_folder(folder, tokenizer=True)]
+    found = [problem.id for problem in check_folder(folder, processor="tokenizer")]
     assert found == ["model.no-weights", "model.no-tokenizer"]
-    assert [problem.id for problem in check_folder(folder, tokenizer=False)] == found[:1]
+    assert [problem.id for problem in check_folder(folder, processor=None)] == found[:1]
