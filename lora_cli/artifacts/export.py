@@ -22,6 +22,7 @@ from lora_cli.artifacts.merged import write_merged
 from lora_cli.artifacts.seal import find_damage, seal
 from lora_cli.errors import Problem, UserError, nearest_name
 from lora_cli.models.base import load_base
+from lora_cli.models.processors import sample_inputs
 from lora_cli.models.sources import resolve_model
 
 # A protobuf message cannot be larger than 2 GiB; the graph beside the weights needs some of it.
@@ -37,18 +38,18 @@ class ExportInputs:
     Attributes:
         adapter_folder: The adapter in PEFT's format.
         model: The merged model, in evaluation mode, on the CPU. An exporter leaves it as it is.
-        tokenizer: The base model's.
+        processor: The base model's: its tokenizer, or what takes the place of one.
         labels: Label names in order.
-        max_length: Tokens that the adapter was trained to read.
+        max_length: Tokens that the adapter was trained to read; None where it reads none.
         output: File or folder to write, where nothing is yet.
         example: Model inputs of a few real rows, rows first; None makes some up, of shape (B, T).
     """
 
     adapter_folder: Path
     model: nn.Module
-    tokenizer: Any
+    processor: Any
     labels: tuple[str, ...]
-    max_length: int
+    max_length: int | None
     output: Path
     example: Mapping[str, torch.Tensor] | None = None
 
@@ -62,16 +63,17 @@ def export_peft(inputs: ExportInputs) -> None:
 
 
 def export_hf(inputs: ExportInputs) -> None:
-    """Write the merged model and the tokenizer as an ordinary transformers folder."""
-    write_merged(inputs.model, inputs.tokenizer, inputs.output)
+    """Write the merged model and its processor as an ordinary transformers folder."""
+    write_merged(inputs.model, inputs.processor, inputs.output)
 
 
 def export_onnx(inputs: ExportInputs) -> None:
     """Write the merged model as one ONNX file that takes batches of any size and length.
 
-    Inputs are those that the tokenizer makes, int64 of shape (batch, length); outputs are the
-    model's logits, float32 and rows first: ``logits``, or what the head calls them, such as
-    ``start_logits`` and ``end_logits``. The file's metadata holds ``labels`` (a JSON list) and
+    Inputs are those that the processor makes: int64 of shape (batch, length) for texts, float32
+    for others, of images in the one size that the model reads. Outputs are the model's logits,
+    float32 and rows first: ``logits``, or what the head calls them, such as ``start_logits`` and
+    ``end_logits``. The file's metadata holds ``labels`` (a JSON list) and, for texts,
     ``max_length``. Weights of another dtype are written as float32, since not every runtime
     computes in half precision. Above 2 GB the weights go into a second file beside it.
 
@@ -84,9 +86,7 @@ def export_onnx(inputs: ExportInputs) -> None:
         model = copy.deepcopy(model).float()
     example = _example(inputs, model)
     outputs = _output_names(model, example)
-    dynamic = tuple(
-        dict.fromkeys(range(x.dim()), torch.export.Dim.DYNAMIC) for x in example.values()
-    )
+    dynamic = tuple(_free_sizes(values) for values in example.values())
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -118,7 +118,7 @@ def export_onnx(inputs: ExportInputs) -> None:
 
 
 def _read_hf(path: Path, auto_class: str) -> Any:
-    source = resolve_model(str(path), revision=None)
+    source = resolve_model(str(path), processor=None)
     return load_base(source, auto_class=auto_class, options={}, dtype="auto", seed=0).model
 
 
@@ -184,7 +184,7 @@ class OnnxModel:
 
     Attributes:
         labels: Label names in order.
-        max_length: Tokens that the adapter was trained to read.
+        max_length: Tokens that the adapter was trained to read; None where it reads none.
 
     Raises:
         UserError: If the extra is not installed, or the file is not such a model, or no longer.
@@ -205,7 +205,8 @@ class OnnxModel:
             )
             metadata = self._session.get_modelmeta().custom_metadata_map
             self.labels = tuple(json.loads(metadata["labels"]))
-            self.max_length = int(metadata["max_length"])
+            length = metadata.get("max_length")
+            self.max_length = None if length is None else int(length)
         # The runtime's errors have no base class of their own.
         except Exception as error:
             reason = "the file does not exist"
@@ -253,16 +254,14 @@ def _output_names(model: nn.Module, example: Mapping[str, torch.Tensor]) -> tupl
 
 
 def _example(inputs: ExportInputs, model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return inputs to trace with, in the tokenizer's order.
+    """Return inputs to trace with, in the processor's order.
 
     They have 2 rows, more than 3 tokens and, where a model chooses, 3 choices: no size is 1 or
     equal to another, which a tracer may take for fixed.
     """
     example = inputs.example
-    if example is None or example["input_ids"].shape[-1] < 4:
-        example = inputs.tokenizer(
-            ["one two three four", "five"], padding=True, return_tensors="pt"
-        )
+    if example is None or ("input_ids" in example and example["input_ids"].shape[-1] < 4):
+        example = sample_inputs(inputs.processor)
     if type(inputs.model).__name__.endswith("ForMultipleChoice"):
         example = {
             name: (value if value.dim() == 3 else value.unsqueeze(1))[:, :1].repeat(1, 3, 1)
@@ -270,19 +269,30 @@ def _example(inputs: ExportInputs, model: nn.Module) -> dict[str, torch.Tensor]:
         }
     accepted = inspect.signature(model.forward).parameters
     return {
-        name: torch.cat([example[name], example[name]])[:2].contiguous()
-        for name in inputs.tokenizer.model_input_names
+        name: _as_float(torch.cat([example[name], example[name]])[:2]).contiguous()
+        for name in inputs.processor.model_input_names
         if name in example and name in accepted
     }
 
 
-def _describe(model: Any, *, labels: tuple[str, ...], max_length: int) -> None:
+def _as_float(values: torch.Tensor) -> torch.Tensor:
+    """Return float32 where there are numbers of another precision."""
+    return values.float() if values.is_floating_point() else values
+
+
+def _free_sizes(values: torch.Tensor) -> dict[int, Any]:
+    """Return the sizes that may differ: of tokens and waves all, of images and spectra the rows."""
+    is_sequence = values.dim() == 2 or not values.is_floating_point()
+    return dict.fromkeys(range(values.dim()) if is_sequence else (0,), torch.export.Dim.DYNAMIC)
+
+
+def _describe(model: Any, *, labels: tuple[str, ...], max_length: int | None) -> None:
     """Write the metadata, and remove what the tracer noted: paths and source lines of this machine.
 
     Args:
         model: An onnx_ir model, changed in place.
         labels: Label names in order.
-        max_length: Tokens that the adapter was trained to read.
+        max_length: Tokens that the adapter was trained to read, if it reads tokens.
     """
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
@@ -295,7 +305,8 @@ def _describe(model: Any, *, labels: tuple[str, ...], max_length: int) -> None:
     model.metadata_props.clear()
     model.producer_name = "lora-cli"
     model.metadata_props["labels"] = json.dumps(labels, ensure_ascii=False)
-    model.metadata_props["max_length"] = str(max_length)
+    if max_length is not None:
+        model.metadata_props["max_length"] = str(max_length)
 
 
 @contextmanager

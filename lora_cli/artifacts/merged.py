@@ -22,18 +22,18 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def save_merged(
-    model: Any, tokenizer: Any, folder: Path, *, check: Callable[[Path], None] = lambda _: None
+    model: Any, processor: Any, folder: Path, *, check: Callable[[Path], None] = lambda _: None
 ) -> int:
-    """Write model and tokenizer as a whole, and return the bytes written.
+    """Write model and processor as a whole, and return the bytes written.
 
     Args:
         model: A transformers model without adapter layers.
-        tokenizer: Saved beside it.
+        processor: Tokenizer or processor of media, saved beside it.
         folder: Folder to make or replace; `check_output` has said that this is allowed.
         check: Called with what was written before it is put in place; raises to refuse it.
     """
     with staged_beside(folder) as staged:
-        write_merged(model, tokenizer, staged)
+        write_merged(model, processor, staged)
         check(staged)
         put_in_place(staged, folder)
     return folder_bytes(folder)
@@ -41,16 +41,16 @@ def save_merged(
 
 def write_merged(
     model: Any,
-    tokenizer: Any,
+    processor: Any,
     folder: Path,
     *,
     more: Mapping[str, torch.Tensor] = MappingProxyType({}),
 ) -> None:
-    """Write model and tokenizer into a folder with `save_pretrained`, and a list of the files last.
+    """Write model and processor into a folder with `save_pretrained`, and a list of the files last.
 
     Args:
         model: A transformers model without adapter layers.
-        tokenizer: Saved beside it.
+        processor: Tokenizer or processor of media, saved beside it.
         folder: Where to.
         more: Tensors that this model has no place for, and others on the same body have, by the
             names that they have in the file.
@@ -65,7 +65,7 @@ def write_merged(
     }
     with silence(), _os_errors(folder):
         model.save_pretrained(folder, state_dict=weights)
-        tokenizer.save_pretrained(folder)
+        processor.save_pretrained(folder)
     write_manifest(folder)
     _follow_umask(folder)
 

@@ -14,6 +14,7 @@ from lora_cli.lora.strategies import apply_strategy
 from lora_cli.lora.targets import match_targets
 from lora_cli.lora.tokens import prepare_tokens, put_tokens
 from lora_cli.models.base import BaseModel
+from lora_cli.models.processors import tokenizer_of
 
 # The run of two phases writes low-rank updates in the first, and every weight in the second.
 _BOTH = "lora_then_full"
@@ -77,14 +78,16 @@ def _inject(
 
 
 def make_ready(
-    model: Any, tokenizer: Any, adapter: Adapter, config: TrainConfig, *, where: str
+    model: Any, processor: Any, adapter: Adapter, config: TrainConfig, *, where: str
 ) -> None:
-    """Add the tokens that an adapter was trained with to its base model and tokenizer, in place.
+    """Add the tokens that an adapter was trained with to base model and tokenizer, in place.
 
     Raises:
         UserError: If the adapter has rows of other tokens than its record names.
     """
-    tokens = prepare_tokens(model, tokenizer, config.lora.trainable_tokens, seed=config.seed)
+    tokens = prepare_tokens(
+        model, tokenizer_of(processor), config.lora.trainable_tokens, seed=config.seed
+    )
     if not isinstance(adapter, PeftAdapter):
         return
     trained = {name: tuple(indices) for name, indices in adapter.tokens.items()}

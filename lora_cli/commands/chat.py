@@ -80,7 +80,7 @@ class Talk:
             settings = replace(settings, system_prompt=config.system)
         settings = with_generation(settings, config.generation)
         state = opened.family.bind_columns(["messages"], opened.record.state, where="chat")
-        self._task: Task = opened.family.build(settings, state, opened.tokenizer)
+        self._task: Task = opened.family.build(settings, state, opened.processor)
         self._model = opened.attach()
         # Beams are known at their end alone.
         self._is_streaming = not as_json and settings.generation.num_beams == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lora_cli.artifacts.merged import save_merged
 from lora_cli.commands.display import Display
-from lora_cli.data.sources import cache_folder
+from lora_cli.data.cache import cache_folder
 from lora_cli.errors import UserError
 from lora_cli.models.base import load_base, load_tokenizer
 from lora_cli.models.sources import ModelSource, resolve_model

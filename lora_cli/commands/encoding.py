@@ -17,8 +17,10 @@ from typing import Any
 from lora_cli.artifacts.encoded import encoded_path, only_writer, read_encoded, write_encoded
 from lora_cli.commands.display import Display
 from lora_cli.config.task_families import TaskConfig
+from lora_cli.data.media import UnreadableError
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, RunFailedError
+from lora_cli.models.processors import processor_facts
 from lora_cli.models.sources import ModelSource
 from lora_cli.tasks.contract import Features, Task
 
@@ -27,6 +29,8 @@ KEPT_ROWS = 1000
 # A process must encode so many rows to be worth the seconds of its start.
 ROWS_OF_A_PROCESS = 20_000
 _CHUNK = 256
+# In the place of a row whose file cannot be read: its kind, name and reason.
+_UNREADABLE = "unreadable"
 # What decides how a row is encoded, besides what the caller knows.
 _CODE = ("tasks", "data")
 _PACKAGES = ("transformers", "tokenizers")
@@ -45,26 +49,51 @@ def encode_rows(
         facts: What the task was made of; see `encoding_facts`.
 
     Raises:
-        UserError: If a row cannot be encoded.
+        UserError: If a row cannot be encoded; UnreadableError names all whose files cannot be read.
         RunFailedError: If a process that encodes has died.
     """
     features = _cached(task, rows, name, display, facts)
+    faults = [row[_UNREADABLE] for row in features if _UNREADABLE in row]
+    if faults:
+        raise UnreadableError(faults[0][0], [(file, reason) for _, file, reason in faults])
     cut = sum(bool(row["cut"]) for row in features)
     if cut:
         display.note(f"{name}: task.max_length cut {cut:,} of {len(rows):,} rows")
     return features
 
 
+def encode_splits(
+    task: Task, splits: Mapping[str, Sequence[Row]], display: Display, *, facts: Mapping[str, Any]
+) -> dict[str, Sequence[Features]]:
+    """Encode the rows of several splits as `encode_rows` does.
+
+    Raises:
+        UserError: As `encode_rows`; files that cannot be read are told of all splits together.
+    """
+    encoded: dict[str, Sequence[Features]] = {}
+    faults: list[tuple[str, str]] = []
+    kind = ""
+    for name, rows in splits.items():
+        try:
+            encoded[name] = encode_rows(task, rows, name, display, facts=facts)
+        except UnreadableError as error:
+            kind = error.kind
+            faults += error.found
+    if faults:
+        raise UnreadableError(kind, faults)
+    return encoded
+
+
 def encoding_facts(
-    config: TaskConfig, state: Mapping[str, Any], tokenizer: Any, source: ModelSource
+    config: TaskConfig, state: Mapping[str, Any], processor: Any, source: ModelSource
 ) -> dict[str, Any]:
     """Return all that encoding depends on besides the rows, as JSON values.
 
     Args:
         config: Settings of the task; where the rows come from does not count.
         state: What the task learned from its data, its columns among it.
-        tokenizer: As it is used, with tokens that were added.
-        source: The model, whose files of settings and tokenizer are hashed.
+        processor: As it is used, with tokens that were added.
+        source: The model, whose files of settings and processor are hashed.
     """
     settings = {name: value for name, value in asdict(config).items() if name != "data"}
     return {
@@ -72,9 +101,7 @@ def encoding_facts(
         "state": state,
         # A GGUF file has its tokenizer in itself.
         "model": dict(source.settings) or source.sha256,
-        "added": tokenizer.get_added_vocab(),
-        "template": getattr(tokenizer, "chat_template", None),
-        "sides": [tokenizer.padding_side, tokenizer.truncation_side],
+        **processor_facts(processor),
         "code": _hash_code(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
@@ -145,7 +172,12 @@ def _lines(
 
 
 def _line(task: Task, row: Row) -> bytes:
-    return json.dumps(task.encode(row), ensure_ascii=False).encode()
+    try:
+        found = task.encode(row)
+    except UnreadableError as error:
+        # The rows after it may have such files too, and are to be told of together.
+        found = {_UNREADABLE: [error.kind, *error.found[0]], "cut": 0}
+    return json.dumps(found, ensure_ascii=False).encode()
 
 
 # The task of a process that encodes.

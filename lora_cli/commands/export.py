@@ -113,9 +113,9 @@ def _inputs(opened: Opened, model: Any, probe: Probe | None, output: Path) -> Ex
     return ExportInputs(
         adapter_folder=opened.subject.adapter,
         model=model.cpu(),
-        tokenizer=opened.tokenizer,
+        processor=opened.processor,
         labels=tuple(opened.record.state.get("labels", ())),
-        max_length=opened.config.task.max_length,
+        max_length=getattr(opened.config.task, "max_length", None),
         output=output,
-        example=None if probe is None else probe.batches[0]["inputs"],
+        example=None if probe is None else probe.example,
     )

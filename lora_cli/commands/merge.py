@@ -65,6 +65,6 @@ def _write(
             found = show_same(probe, load_merged(opened, str(staged)), display)
             result.update(found.as_json())
 
-    size = save_merged(model, opened.tokenizer, output, check=check)
+    size = save_merged(model, opened.processor, output, check=check)
     display.note(f"merged model: {output} ({size / 1e6:.1f} MB, {result['dtype']})")
     return {**result, "bytes": size}

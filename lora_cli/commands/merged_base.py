@@ -63,7 +63,7 @@ def merge_base(
         same_head = start.same_head(splits)
         # Quantizing makes it another model.
         if same_head and config.model.quantization == "none":
-            task = opened.family.build(config.task, splits.state, opened.tokenizer)
+            task = opened.family.build(config.task, splits.state, opened.processor)
             features = [task.encode(row) for row in splits.rows["train"][:_PROBE_ROWS]]
             probe = take_probe(task, model, features, split="train")
         opened.merge()
@@ -72,12 +72,16 @@ def merge_base(
         body.should_save_on_this_rank = lambda _: True
         more = {} if start.same_family else _beside(body, source, config, splits)
         folder.mkdir()
-        write_merged(body, opened.tokenizer, folder, more=more)
-        return replace(resolve_model(str(folder)), name=f"{start.name}, merged"), probe
+        write_merged(body, opened.processor, folder, more=more)
+        return replace(_written(folder), name=f"{start.name}, merged"), probe
     written = json.loads((folder.parent / "environment.json").read_bytes())
-    merged = resolve_model(str(folder))
+    merged = _written(folder)
     check_sha256(merged, written["base"]["sha256"])
     return replace(merged, name=f"{start.name}, merged"), None
+
+
+def _written(folder: Path) -> ModelSource:
+    return resolve_model(str(folder), processor=None)
 
 
 def _beside(

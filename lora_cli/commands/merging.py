@@ -2,11 +2,13 @@
 
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from lora_cli.commands.display import Display
 from lora_cli.commands.opening import Opened
@@ -34,6 +36,7 @@ class Probe:
         outputs: The adapter's output tensors by name, one dict a batch.
         split: Where the rows are from.
         rows: Number of rows.
+        example: What the task gave the model for the first batch, by name, on the CPU, if known.
     """
 
     task: Task
@@ -41,6 +44,7 @@ class Probe:
     outputs: Sequence[Mapping[str, torch.Tensor]]
     split: str
     rows: int
+    example: Mapping[str, torch.Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +112,39 @@ def merge_with_probe(
     return model, probe
 
 
-def take_probe(
-    task: Task, model: Callable[..., Any], features: Sequence[Features], *, split: str
-) -> Probe:
+def take_probe(task: Task, model: nn.Module, features: Sequence[Features], *, split: str) -> Probe:
     """Return what the adapter, which is in `model`, says about some rows."""
     parts = [features[start : start + 16] for start in range(0, len(features), 16)]
     # What a model writes differs much where two tokens are as probable: rounding decides.
     batches = [{**task.collate(part), "generate": False} for part in parts]
-    outputs = _run(task, model, batches)
-    return Probe(task=task, batches=batches, outputs=outputs, split=split, rows=len(features))
+    with _first_inputs(model) as example:
+        outputs = _run(task, model, batches)
+    return Probe(
+        task=task,
+        batches=batches,
+        outputs=outputs,
+        split=split,
+        rows=len(features),
+        example=example,
+    )
+
+
+@contextmanager
+def _first_inputs(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """Give a dict that the first call of a model fills with the tensors that it is given."""
+    example: dict[str, torch.Tensor] = {}
+
+    def keep(_: nn.Module, args: Any, given: Mapping[str, Any]) -> None:
+        del args
+        if not example:
+            tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
+            example.update({name: tensor.cpu() for name, tensor in tensors.items()})
+
+    handle = model.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield example
+    finally:
+        handle.remove()
 
 
 def check_same(

@@ -32,15 +32,10 @@ from lora_cli.data.types import Splits
 from lora_cli.errors import Problem, UserError
 from lora_cli.lora.merge import merge_lora
 from lora_cli.lora.strategies import dtypes_of, round_to
-from lora_cli.models.base import (
-    BaseModel,
-    agree_on_padding,
-    check_vocabulary,
-    load_base,
-    load_tokenizer,
-)
+from lora_cli.models.base import BaseModel, load_base
 from lora_cli.models.folders import KEY as MODEL_KEY
 from lora_cli.models.integrity import changed_settings
+from lora_cli.models.processors import agree_with, load_processor
 from lora_cli.models.sources import ModelSource, resolve_model
 from lora_cli.tasks.contract import Family, Task
 from lora_cli.tasks.heads import load_with_head
@@ -60,7 +55,7 @@ class Opened:
         source: The base model on disk.
         base: The base model in memory, on `device`, with the head as it was before training.
         dtypes: Its number formats as it was loaded.
-        tokenizer: The base model's.
+        processor: The base model's: its tokenizer, or what takes the place of one.
         task: The task, ready to encode rows.
     """
 
@@ -71,7 +66,7 @@ class Opened:
     source: ModelSource
     base: BaseModel
     dtypes: Mapping[str, torch.dtype]
-    tokenizer: Any
+    processor: Any
     task: Task
 
     @property
@@ -109,7 +104,7 @@ class Opened:
             check_new_rows(data, config.family)
             config = replace(config, data=data)
             splits, state = self.family.load_more(config, self.record.state, seed=self.config.seed)
-            return splits, self.family.build(config, state, self.tokenizer)
+            return splits, self.family.build(config, state, self.processor)
         check_no_new_rows(data)
         if config.data.path is None:
             raise UserError(
@@ -127,12 +122,12 @@ class Opened:
         """Return the same with other settings of the task, which is built anew."""
         if settings == self.config.task:
             return self
-        task = self.family.build(settings, self.record.state, self.tokenizer)
+        task = self.family.build(settings, self.record.state, self.processor)
         return replace(self, config=replace(self.config, task=settings), task=task)
 
     def encoding_facts(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Return what rows of a task with this state are encoded by."""
-        return encoding_facts(self.config.task, state, self.tokenizer, self.source)
+        return encoding_facts(self.config.task, state, self.processor, self.source)
 
 
 def open_adapter(path: str, *, base: str | None, display: Display | None = None) -> Opened:
@@ -153,7 +148,9 @@ def open_adapter(path: str, *, base: str | None, display: Display | None = None)
     adapter, record = load_adapter(subject.adapter)
     config = training_config(record, subject)
     source = resolve_model(
-        base or base_path(config, record, subject), revision=config.model.revision
+        base or base_path(config, record, subject),
+        revision=config.model.revision,
+        processor=FAMILIES[config.task.family].processor,
     )
     check_base(source, record, subject)
     if display is not None and config.model.quantization != "none":
@@ -163,15 +160,14 @@ def open_adapter(path: str, *, base: str | None, display: Display | None = None)
         )
     family = FAMILIES[config.task.family]
     loading = as_folder(source, display)
-    tokenizer = load_tokenizer(loading)
-    task = _bind(family, config, record, tokenizer, where=subject.adapter / RECORD)
+    processor = load_processor(loading, family.processor)
+    task = _bind(family, config, record, processor, where=subject.adapter / RECORD)
     loaded = load_with_head(
         loading, family, record.state, dtype=config.model.dtype, seed=config.seed
     )
     loaded.model.to(default_device())
-    check_vocabulary(tokenizer, loaded.model, source)
-    agree_on_padding(tokenizer, loaded.model)
-    make_ready(loaded.model, tokenizer, adapter, config, where=str(subject.adapter))
+    agree_with(processor, loaded.model, source)
+    make_ready(loaded.model, processor, adapter, config, where=str(subject.adapter))
     return Opened(
         subject=subject,
         config=config,
@@ -180,18 +176,18 @@ def open_adapter(path: str, *, base: str | None, display: Display | None = None)
         source=source,
         base=loaded,
         dtypes=dtypes_of(loaded.model),
-        tokenizer=tokenizer,
+        processor=processor,
         task=task,
     )
 
 
 def _bind(
-    family: Family, config: TrainConfig, record: AdapterRecord, tokenizer: Any, *, where: Path
+    family: Family, config: TrainConfig, record: AdapterRecord, processor: Any, *, where: Path
 ) -> Task:
     """Return the task, from the state that the record holds, which has been tried."""
     try:
         family.model_options(record.state)
-        return family.build(config.task, record.state, tokenizer)
+        return family.build(config.task, record.state, processor)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             Problem(
@@ -211,7 +207,7 @@ def load_merged(opened: Opened, path: str) -> Any:
         UserError: If it cannot be loaded, or its head is not that of this adapter.
     """
     try:
-        source = resolve_model(path, revision=None)
+        source = resolve_model(path, processor=opened.family.processor)
     except UserError as error:
         problems = [
             replace(problem, key="merged", message=problem.message.replace(MODEL_KEY, "merged"))

@@ -27,7 +27,8 @@ from lora_cli.lora.quantized import restore_weights
 from lora_cli.lora.state import load_adapter_state
 from lora_cli.lora.strategies import Applied, head_modules, train_all, widen
 from lora_cli.lora.tokens import prepare_tokens
-from lora_cli.models.base import BaseModel, agree_on_padding
+from lora_cli.models.base import BaseModel
+from lora_cli.models.processors import agree_with, tokenizer_of
 from lora_cli.tasks.heads import load_with_head
 from lora_cli.tasks.table import FAMILIES
 from lora_cli.training.events import (
@@ -197,9 +198,14 @@ def load_again(prepared: Prepared, config: TrainConfig) -> BaseModel:
         dtype=config.model.dtype,
         seed=config.seed,
     )
-    agree_on_padding(prepared.tokenizer, base.model)
+    agree_with(prepared.processor, base.model, prepared.source)
     # The tokenizer has the tokens that were added; the model gets room for them again.
-    prepare_tokens(base.model, prepared.tokenizer, config.lora.trainable_tokens, seed=config.seed)
+    prepare_tokens(
+        base.model,
+        tokenizer_of(prepared.processor),
+        config.lora.trainable_tokens,
+        seed=config.seed,
+    )
     return base
 
 

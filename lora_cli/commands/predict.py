@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from lora_cli.commands.writing import with_generation
 from lora_cli.config.commands import PredictConfig
 from lora_cli.config.composed import Composed
 from lora_cli.data.files import iter_rows
+from lora_cli.data.media_folders import rows_of_media
 from lora_cli.data.plain import json_value
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, RunFailedError, UserError
@@ -52,10 +53,12 @@ def run(composed: Composed, options: Options, display: Display) -> int:
             inputs=[Path(config.input_)],
         )
     opened = open_adapter(config.from_ or "", base=config.base, display=display)
+    if config.text is not None and opened.family.processor != "tokenizer":
+        raise UserError(_no_text(opened.config.task.family))
     state = opened.family.bind_columns(list(first.values), opened.record.state, where=first.source)
     opened.family.check_row(first, state)
     settings = with_generation(opened.config.task, config.generation)
-    task = opened.family.build(settings, state, opened.tokenizer)
+    task = opened.family.build(settings, state, opened.processor)
 
     def encode(row: Row) -> Features:
         opened.family.check_row(row, state)
@@ -82,6 +85,16 @@ def run(composed: Composed, options: Options, display: Display) -> int:
         display.note(f"{count:,} predictions: {output}")
         display.result({"predictions": count, "output": str(output)})
     return 0
+
+
+def _no_text(family: str) -> Problem:
+    return Problem(
+        id="predict.no-text",
+        message=f"`text` must be left out with an adapter for {family}, which reads no texts.",
+        key="text",
+        allowed="input=FILE or input=FOLDER",
+        fix="name a file, a folder of files, or rows with their paths: input=PATH",
+    )
 
 
 class _Reader:
@@ -113,7 +126,9 @@ def _rows(config: PredictConfig) -> Iterator[Row]:
     layout = None if config.format_ == "auto" else config.format_
     if config.input_ == "-":
         return iter_rows(sys.stdin.buffer, layout=layout)
-    return iter_rows(Path(config.input_), layout=layout)
+    path = Path(config.input_)
+    media = rows_of_media(path) if layout is None else ()
+    return iter(media) if media else iter_rows(path, layout=layout)
 
 
 def _check_text(text: str) -> None:
@@ -144,7 +159,7 @@ def _predict(
     )
     for (row, _), prediction in zip(rows, evaluation.predictions, strict=True):
         line = task.to_json(prediction)
-        own = {name: json_value(value) for name, value in row.values.items()}
+        own = {name: json_value(value) for name, value in _without_files(row.values).items()}
         line["id"] = own.pop("id", line["id"])
         for name, value in own.items():
             if name not in line:
@@ -152,6 +167,16 @@ def _predict(
             elif line[name] != value:
                 line[f"input_{name}"] = value
         yield json.dumps(line, ensure_ascii=False)
+
+
+def _without_files(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a row is not the content of a file, which is too long to be repeated."""
+    return {
+        name: {key: part for key, part in value.items() if key != "bytes"}
+        if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes)
+        else value
+        for name, value in values.items()
+    }
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from lora_cli.commands.continuing import (
 from lora_cli.commands.converting import as_folder
 from lora_cli.commands.data_report import describe_rows, show_rows
 from lora_cli.commands.display import Display
-from lora_cli.commands.encoding import encode_rows, encoding_facts
+from lora_cli.commands.encoding import encode_splits, encoding_facts
 from lora_cli.commands.lengths import check_length
 from lora_cli.commands.merged_base import merge_base
 from lora_cli.commands.merging import show_same
@@ -42,13 +42,9 @@ from lora_cli.lora.strategies import (
 from lora_cli.lora.targets import ResolvedTargets
 from lora_cli.lora.tokens import prepare_tokens, put_tokens
 from lora_cli.models.architecture import check_architecture
-from lora_cli.models.base import (
-    BaseModel,
-    agree_on_padding,
-    check_vocabulary,
-    load_tokenizer,
-)
+from lora_cli.models.base import BaseModel
 from lora_cli.models.families import auto_targets
+from lora_cli.models.processors import agree_with, load_processor, tokenizer_of
 from lora_cli.models.quantization import check_quantization, quantize_base
 from lora_cli.models.sources import ModelSource, check_sha256, resolve_model
 from lora_cli.tasks.contract import Features, Task
@@ -68,8 +64,8 @@ class Prepared:
     Attributes:
         splits: Checked rows.
         source: The base model on disk.
-        tokenizer: The base model's.
-        task: Bound to configuration, label names and tokenizer.
+        processor: The base model's: its tokenizer, or what takes the place of one.
+        task: Bound to configuration, label names and processor.
         model: The base, frozen, with adapters in place.
         module_names: Paths of all modules of the base, before adapters were put in.
         targets: Which layers got an adapter.
@@ -89,7 +85,7 @@ class Prepared:
 
     splits: Splits
     source: ModelSource
-    tokenizer: Any
+    processor: Any
     task: Task
     model: nn.Module
     module_names: tuple[str, ...]
@@ -134,7 +130,7 @@ def prepare(
     probe = None
     if start is not None and staged is not None:
         source, probe = merge_base(start, source, staged, config, splits)
-    base, tokenizer, task = load_model(as_folder(source, display), config, splits.state)
+    base, processor, task = load_model(as_folder(source, display), config, splits.state)
     if probe is not None:
         show_same(probe, base.model.to(default_device()), display)
     names = tuple(name for name, _ in base.model.named_modules())
@@ -142,15 +138,15 @@ def prepare(
     used = replace(splits, rows=_rows_to_use(splits, config, display))
     if config.strategy.name in WITH_LORA:
         again = trained_again(start, base.model)
-        changed = _adapt(base, config, task, tokenizer, again, used.rows["train"], source, display)
+        changed = _adapt(base, config, task, processor, again, used.rows["train"], source, display)
     else:
         changed = _apply(base, config, display)
     _show_model(display, base.model, source, changed)
-    encoded = _encode(config, task, used, base.model, display, tokenizer=tokenizer, source=source)
+    encoded = _encode(config, task, used, base.model, display, processor=processor, source=source)
     return Prepared(
         splits=splits,
         source=source,
-        tokenizer=tokenizer,
+        processor=processor,
         task=task,
         model=base.model,
         module_names=names,
@@ -175,17 +171,16 @@ def _encode(
     model: nn.Module,
     display: Display,
     *,
-    tokenizer: Any,
+    processor: Any,
     source: ModelSource,
 ) -> dict[str, Any]:
     """Return `train`, `validation` and `report` of what is prepared."""
-    facts = encoding_facts(config.task, splits.state, tokenizer, source)
+    facts = encoding_facts(config.task, splits.state, processor, source)
     _note_coupling(task, config, display)
+    rows = {split: splits.rows[split] for split in ("train", "validation")}
     encoded = {
-        split: leave_out(
-            encode_rows(task, splits.rows[split], split, display, facts=facts), split, display
-        )
-        for split in ("train", "validation")
+        split: leave_out(features, split, display)
+        for split, features in encode_splits(task, rows, display, facts=facts).items()
     }
     report = describe_rows(FAMILIES[config.task.family], splits, encoded)
     show_rows(display, report)
@@ -207,16 +202,15 @@ def _rows_to_use(
 def load_model(
     source: ModelSource, config: TrainConfig, state: Mapping[str, Any]
 ) -> tuple[BaseModel, Any, Task]:
-    """Load the base with the head of the task, its tokenizer, and the task bound to both."""
+    """Load the base with the head of the task, its processor, and the task bound to both."""
     family = FAMILIES[config.task.family]
     base = load_with_head(source, family, state, dtype=config.model.dtype, seed=config.seed)
     check_architecture(base.model.config, config.model)
     check_length(config, base.model)
     check_forward(base.model, config.trainer)
-    tokenizer = load_tokenizer(source)
-    check_vocabulary(tokenizer, base.model, source)
-    agree_on_padding(tokenizer, base.model)
-    return base, tokenizer, family.build(config.task, state, tokenizer)
+    processor = load_processor(source, family.processor)
+    agree_with(processor, base.model, source)
+    return base, processor, family.build(config.task, state, processor)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,7 +227,7 @@ def _adapt(
     base: BaseModel,
     config: TrainConfig,
     task: Task,
-    tokenizer: Any,
+    processor: Any,
     again: tuple[str, ...],
     rows: Sequence[Row],
     source: ModelSource,
@@ -248,7 +242,9 @@ def _adapt(
         auto=auto_targets(model.config.model_type),
         source=source.name,
     )
-    tokens = prepare_tokens(model, tokenizer, config.lora.trainable_tokens, seed=config.seed)
+    tokens = prepare_tokens(
+        model, tokenizer_of(processor), config.lora.trainable_tokens, seed=config.seed
+    )
     _quantize(model, config, plan.saved, display)
     if config.strategy.name != "lora":
         check_plain(model, config.strategy)
@@ -301,7 +297,9 @@ def _load_inputs(
     except UserError as error:
         problems += error.problems
     try:
-        source = resolve_model(config.model.path or "", revision=config.model.revision)
+        source = resolve_model(
+            config.model.path or "", revision=config.model.revision, processor=family.processor
+        )
         if config.model.sha256 is not None:
             check_sha256(source, config.model.sha256)
         if start is not None:

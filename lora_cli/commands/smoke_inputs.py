@@ -17,10 +17,11 @@ from lora_cli.data.sources import find_path
 from lora_cli.data.types import Splits
 from lora_cli.errors import UserError
 from lora_cli.models.architecture import resolve_config
-from lora_cli.models.base import load_config, load_tokenizer
-from lora_cli.models.folders import has_tokenizer
+from lora_cli.models.base import load_config
+from lora_cli.models.folders import has_processor
+from lora_cli.models.processors import load_processor, tokenizer_of
 from lora_cli.models.sources import resolve_model
-from lora_cli.models.tiny import default_config, make_tokenizer, write_tiny_model
+from lora_cli.models.tiny import default_config, make_processor, write_tiny_model
 from lora_cli.tasks.contract import Family
 from lora_cli.tasks.table import FAMILIES
 
@@ -130,8 +131,8 @@ def _limited(task: Any, *, train: int, evaluated: int) -> Any:
 
 def _rows_of_a_batch(task: Any, family: Family, splits: Splits, model: Path) -> int:
     """Return how many rows have room in a batch that is run in a moment, one at least."""
-    tokenizer = load_tokenizer(resolve_model(str(model)))
-    bound = family.build(task, splits.state, tokenizer)
+    source = resolve_model(str(model), processor=family.processor)
+    bound = family.build(task, splits.state, load_processor(source, family.processor))
     counts = [_count_tokens(bound.encode(row)) for row in splits.rows["train"]]
     return max(1, min(_BATCH, _BATCH_TOKENS * len(counts) // max(1, sum(counts))))
 
@@ -183,6 +184,7 @@ def _small_task(config: TrainConfig, family: Family, folder: Path) -> tuple[Any,
     rows = family.made_up_rows(task, _TRAIN_ROWS + _EVAL_ROWS)
     made_up = folder / "data"
     made_up.mkdir()
+    rows = [_with_files(row, made_up, number) for number, row in enumerate(rows)]
     for split, part in (("train", rows[:_TRAIN_ROWS]), ("validation", rows[_TRAIN_ROWS:])):
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in part]
         (made_up / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -196,6 +198,16 @@ def _small_task(config: TrainConfig, family: Family, folder: Path) -> tuple[Any,
         test_split=None,
     )
     return replace(task, data=small), [f"data: rows are made up, since {why}"]
+
+
+def _with_files(row: Mapping[str, Any], folder: Path, number: int) -> dict[str, Any]:
+    """Write the bytes of a made-up row into files, and return the row with their names."""
+    found = dict(row)
+    for name, value in row.items():
+        if isinstance(value, bytes):
+            found[name] = f"{number}-{name}"
+            (folder / found[name]).write_bytes(value)
+    return found
 
 
 def _why_out_of_reach(path: str | None) -> str | None:
@@ -215,36 +227,39 @@ def _write_model(
     """Write a narrow model of the recipe's architecture.
 
     Returns:
-        What it is, in a line, and whether it has the tokenizer of the real model.
+        What it is, in a line, and whether it has the processor of the real model.
 
     Raises:
         UserError: If the architecture is not known.
     """
-    settings, tokenizer = _read_settings(config)
-    is_read = tokenizer is not None
-    if tokenizer is None:
+    settings, processor = _read_settings(config, family.processor)
+    is_read = processor is not None
+    if processor is None:
         texts = (
             text for rows in splits.rows.values() for row in rows for text in _texts(row.values)
         )
-        tokenizer = make_tokenizer(texts)
-        tokenizer.add_tokens(list(config.lora.trainable_tokens))
+        processor = make_processor(family.processor, settings, texts)
+        if (tokenizer := tokenizer_of(processor)) is not None:
+            tokenizer.add_tokens(list(config.lora.trainable_tokens))
     kept = family.auto_class.endswith(_PRETRAINED_HEADS)
     write_tiny_model(
         folder,
         settings,
-        tokenizer,
+        processor,
         auto_class=family.auto_class if kept else "AutoModel",
         width=_width(config),
         seed=config.seed,
     )
     layers = getattr(settings.get_text_config(), "num_hidden_layers", None)
-    text = f"model: a narrow random {settings.model_type} of {layers} layers for"
-    more = "" if is_read else ", with a tokenizer made for these rows"
+    depth = "" if layers is None else f" of {layers} layers"
+    text = f"model: a narrow random {settings.model_type}{depth} for"
+    kind = family.processor
+    more = "" if is_read else f", with a{'n' * (kind[0] in 'aeiou')} {kind} made for these rows"
     return f"{text} {config.model.path}{more}", is_read
 
 
-def _read_settings(config: TrainConfig) -> tuple[Any, Any]:
-    """Return the model's own configuration and tokenizer, or usual settings and None.
+def _read_settings(config: TrainConfig, processor: str) -> tuple[Any, Any]:
+    """Return the model's own configuration and processor, or usual settings and None.
 
     What is not on this machine is not fetched, and a GGUF file, which takes long to read, is not
     read where the recipe says what is in it.
@@ -261,10 +276,10 @@ def _read_settings(config: TrainConfig) -> tuple[Any, Any]:
         source = None
     if source is not None and (source.gguf is None or architecture is None):
         # In the hub's cache there may be the one and not the other.
-        is_whole = source.gguf is not None or has_tokenizer(source.folder)
-        return load_config(source), load_tokenizer(source) if is_whole else None
+        is_whole = source.gguf is not None or has_processor(source.folder, processor)
+        return load_config(source), load_processor(source, processor) if is_whole else None
     # Special tokens, and a prefix, take places of a row.
-    positions = 2 * config.task.max_length
+    positions = 2 * getattr(config.task, "max_length", 0)
     return default_config(architecture or "", layers=layers, positions=positions), None
 
 

@@ -125,7 +125,12 @@ class TrainerConfig:
         metadata={
             "min": 0,
             "below": 1,
-            "only": {"task.family": ("text_classification", "token_classification", "seq2seq")},
+            "only": {
+                "task.family": (
+                    *("text_classification", "token_classification", "seq2seq"),
+                    "image_classification",
+                )
+            },
         },
     )
     """Share of each label that is spread over all labels, in the training loss only."""

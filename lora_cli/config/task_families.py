@@ -7,6 +7,7 @@ from lora_cli.config.language import (
     ChatConfig,
     Seq2SeqConfig,
 )
+from lora_cli.config.media import ImageClassificationConfig, ImageMultiLabelConfig
 from lora_cli.config.tasks import (
     MaskedLanguageModelingConfig,
     MultiLabelClassificationConfig,
@@ -32,6 +33,8 @@ TaskConfig = (
     | Seq2SeqConfig
     | AnswerChoiceConfig
     | AnswerChoiceSeq2SeqConfig
+    | ImageClassificationConfig
+    | ImageMultiLabelConfig
 )
 
 TASKS: dict[str, type[TaskConfig]] = {
@@ -48,5 +51,7 @@ TASKS: dict[str, type[TaskConfig]] = {
     "seq2seq": Seq2SeqConfig,
     "answer_choice": AnswerChoiceConfig,
     "answer_choice_seq2seq": AnswerChoiceSeq2SeqConfig,
+    "image_classification": ImageClassificationConfig,
+    "image_multi_label": ImageMultiLabelConfig,
 }
 """Settings of each family, by its name."""

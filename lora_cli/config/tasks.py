@@ -1,8 +1,8 @@
 """The task section: where the rows are, and the settings of each task family that understands.
 
 `metadata` of a field is that of `lora_cli.config.sections`. A new family adds a dataclass here, or
-in `lora_cli.config.language` if it generates, the columns that it reads to `DataConfig`, and its
-row in `lora_cli.config.task_families`.
+in `lora_cli.config.language` if it generates or `lora_cli.config.media` if it reads files, the
+columns that it reads to `DataConfig`, and its row in `lora_cli.config.task_families`.
 """
 
 from dataclasses import dataclass, field
@@ -11,6 +11,8 @@ from typing import Any, Literal
 from lora_cli.config.sections import path_field, text_field
 
 _CLASSES = ("text_classification", "multi_label_classification")
+_IMAGES = ("image_classification", "image_multi_label")
+_SEVERAL = ("multi_label_classification", "image_multi_label")
 _TEXTS = (*_CLASSES, "text_regression")
 _TOKENS = ("token_classification",)
 _CHOICES = ("multiple_choice",)
@@ -47,12 +49,15 @@ class DataConfig:
     text_pair_column: str | None = _column(*_TEXTS, *_CHOSEN)
     """Column with a second text; null means single texts."""
 
-    label_column: str | None = _column(*_TEXTS, *_RANKING, *_CHOSEN)
+    image_column: str | None = _column(*_IMAGES)
+    """Column with the path or the bytes of an image; null takes the first of image, img, ..."""
+
+    label_column: str | None = _column(*_TEXTS, *_IMAGES, *_RANKING, *_CHOSEN)
     """Column with the label, labels or number; null takes the first of label, labels, class, ..."""
 
     label_columns: tuple[str, ...] | None = field(
         default=None,
-        metadata={"text": True, "only": {"task.family": ("multi_label_classification",)}},
+        metadata={"text": True, "only": {"task.family": _SEVERAL}},
     )
     """Columns that are labels, 1 or 0 in each row, in place of one that lists the labels."""
 
@@ -122,7 +127,7 @@ class DataConfig:
     """Column with the text wanted, or several, the first of which is learned; null: target, ..."""
 
     label_names: tuple[str, ...] | None = field(
-        default=None, metadata={"only": {"task.family": (*_CLASSES, *_TOKENS, *_CHOSEN)}}
+        default=None, metadata={"only": {"task.family": (*_CLASSES, *_IMAGES, *_TOKENS, *_CHOSEN)}}
     )
     """Label or tag names in order; null sorts those found in train. Names integers 0, 1, ..."""
 
@@ -143,12 +148,17 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _FamilyConfig:
+class TaskSection:
+    """What the settings of every family have."""
+
     family: str = ""
     """Task family: decides head, loss, metrics and columns."""
 
     data: DataConfig = field(default_factory=DataConfig)
 
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _FamilyConfig(TaskSection):
     max_length: int = field(default=128, metadata={"min": 4})
     """Tokens to keep of each row; longer rows are cut, and the number cut is reported."""
 

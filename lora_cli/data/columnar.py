@@ -1,7 +1,8 @@
 """Parquet and Arrow files, read batch by batch without writing to a cache."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,30 @@ from lora_cli.data.parsers import BadRowError, Numbered
 _RULE = {"parquet": "must be a Parquet file", "arrow": "must be an Arrow file or stream"}
 
 
-def _iter_batches(path: Path, layout: str) -> Iterator[Any]:
-    import pyarrow as pa
+def iter_batches(
+    path: Path, layout: str, *, rows: int = 1024, columns: Sequence[str] | None = None
+) -> Iterator[Any]:
+    """Yield record batches.
 
+    Args:
+        path: The file.
+        layout: "parquet" or "arrow".
+        rows: Of a batch of a Parquet file, at most.
+        columns: What to read; None reads all.
+    """
     if layout == "parquet":
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(batch_size=1024)
+            yield from file.iter_batches(batch_size=rows, columns=columns)
         return
+    for batch in _iter_arrow(path):
+        yield batch if columns is None else batch.select(list(columns))
+
+
+def _iter_arrow(path: Path) -> Iterator[Any]:
+    import pyarrow as pa
+
     with path.open("rb") as stream:
         is_file = stream.read(6) == b"ARROW1"
     with pa.OSFile(str(path), "rb") as source:
@@ -35,20 +51,31 @@ def iter_columnar(path: Path, layout: str) -> Iterator[Numbered]:
     Raises:
         BadRowError: If the bytes are not of that layout, or two columns have one name.
     """
-    import pyarrow as pa
-
     number = 0
-    try:
-        for batch in _iter_batches(path, layout):
-            names = batch.schema.names
-            if len(set(names)) < len(names):
-                twice = next(name for name in names if names.count(name) > 1)
-                fix = "give each column one name of its own"
-                finding = f'has two columns called "{twice}"'
-                raise BadRowError(None, rule=_RULE[layout], finding=finding, fix=fix)
+    with reading(layout):
+        for batch in iter_batches(path, layout):
+            check_names(batch.schema.names, layout)
             for values in batch.to_pylist():
                 number += 1
                 yield number, values
+
+
+def check_names(names: Sequence[str], layout: str) -> None:
+    """Raise BadRowError if two columns have one name."""
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        fix = "give each column one name of its own"
+        finding = f'has two columns called "{twice}"'
+        raise BadRowError(None, rule=_RULE[layout], finding=finding, fix=fix)
+
+
+@contextmanager
+def reading(layout: str) -> Iterator[None]:
+    """Turn what pyarrow says of a damaged file of a layout into BadRowError."""
+    import pyarrow as pa
+
+    try:
+        yield
     # pyarrow reports damaged files as ArrowInvalid, OSError or, for texts, UnicodeDecodeError.
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:120].rstrip(".")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from lora_cli.data.cells import iter_with_cells
 from lora_cli.data.columnar import iter_columnar
 from lora_cli.data.parsers import PARSERS, BadRowError, Numbered
 from lora_cli.data.types import Row
@@ -73,6 +74,7 @@ def iter_rows(
     layout: str | None = None,
     name: str | None = None,
     key: str = "input",
+    keep_bytes: bool = True,
 ) -> Iterator[Row]:
     """Yield rows one by one, without holding more than one of them (json: all of them).
 
@@ -83,6 +85,8 @@ def iter_rows(
         layout: One of `WORD_LAYOUTS`; None goes by the extension, and takes jsonl for a stream.
         name: What to call the source in errors; None takes the path.
         key: Configuration key that named the source, for errors.
+        keep_bytes: Whether rows of Parquet and Arrow files hold bytes themselves; else they hold
+            places, see `lora_cli.data.cells`.
 
     Raises:
         UserError: If the file cannot be opened, or at the first row that cannot be read.
@@ -93,7 +97,7 @@ def iter_rows(
         if problems:
             raise UserError(problems)
         layout = layout or resolve_layout(source, layouts=WORD_LAYOUTS, key=key)
-        numbered = _iter_file(source, layout)
+        numbered = _iter_file(source, layout, keep_bytes=keep_bytes)
     else:
         name = name or "standard input"
         layout = layout or "jsonl"
@@ -113,9 +117,9 @@ def iter_rows(
     return _named(numbered, name)
 
 
-def _iter_file(path: Path, layout: str) -> Iterator[Numbered]:
+def _iter_file(path: Path, layout: str, *, keep_bytes: bool) -> Iterator[Numbered]:
     if layout not in PARSERS:
-        yield from iter_columnar(path, layout)
+        yield from (iter_columnar if keep_bytes else iter_with_cells)(path, layout)
         return
     with path.open("rb") as stream:
         yield from PARSERS[layout](stream)
@@ -143,6 +147,7 @@ def read_file(
     name: str | None = None,
     key: str = "task.data.path",
     layouts: tuple[str, ...] = DATA_LAYOUTS,
+    keep_bytes: bool = True,
 ) -> tuple[Row, ...]:
     """Read all rows of a file in one of some layouts.
 
@@ -151,6 +156,7 @@ def read_file(
         layouts: Which it may have.
         name: What to call it in errors; None takes the path.
         key: Configuration key that named it, for errors.
+        keep_bytes: As in `iter_rows`.
 
     Raises:
         UserError: If it cannot be opened, has no rows, or has a row that cannot be read.
@@ -161,7 +167,7 @@ def read_file(
     layout = resolve_layout(path, layouts=layouts, key=key)
     if "conll" in layouts and (layout == "txt" or (layout == "tsv" and not _is_table(path))):
         layout = "conll"
-    rows = tuple(iter_rows(path, layout=layout, name=name, key=key))
+    rows = tuple(iter_rows(path, layout=layout, name=name, key=key, keep_bytes=keep_bytes))
     if not rows:
         name = name or str(path)
         size = "empty" if path.stat().st_size == 0 else "without a single row"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lora_cli.data.cells import table_cells
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
 
@@ -124,7 +125,16 @@ def _convert(found: Any, path: str) -> HubRows:
             )
             continue
         class_names |= declared
+        media = [
+            column
+            for column, feature in table.features.items()
+            if isinstance(feature, datasets.Image | datasets.Audio)
+        ]
+        cells = table_cells(table, media)
+        others = [column for column in table.features if column not in media]
+        plain = table.select_columns(others) if others else [{}] * len(table)
         rows[split] = tuple(
-            Row(str(number), values, source, number) for number, values in enumerate(table, start=1)
+            Row(str(number), {**values, **(cells[number - 1] if cells else {})}, source, number)
+            for number, values in enumerate(plain, start=1)
         )
     return HubRows(rows=rows, class_names=class_names, notes=tuple(notes))

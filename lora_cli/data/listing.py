@@ -20,7 +20,17 @@ def list_rows(bad: Sequence[Row] | Sequence[tuple[Row, str]]) -> str:
     for item in bad[:_LISTED]:
         row, found = item if isinstance(item, tuple) else (item, "")
         shown.append(row.where + (f" ({found})" if found else ""))
-    return ", ".join(shown) + (f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else "")
+    return list_names(shown, count=len(bad))
+
+
+def list_names(names: Sequence[str], *, count: int | None = None) -> str:
+    """Return the first ten names, and how many more there are of `count`, or of the names.
+
+    >>> list_names(["a", "b"])
+    'a, b'
+    """
+    more = (len(names) if count is None else count) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def count_rows(count: int) -> str:

@@ -1,9 +1,10 @@
 """Values that stand in for data that cannot be reached: what a column of a made-up row holds.
 
 Each function takes the settings of a task and the number of the row, and gives its value, always
-the same one; None leaves the column out.
+the same one; None leaves the column out. Bytes are those of a file, whose path the column holds.
 """
 
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +48,23 @@ def label(config: Any, number: int) -> str:
 def labels(config: Any, number: int) -> list[str]:
     """Return some of these labels, or none."""
     return [label(config, number)] * (number % 3 > 0)
+
+
+def picture(config: Any, number: int) -> bytes:
+    """Return a PNG of random dots, darker or lighter by its label."""
+    del config
+    from io import BytesIO
+
+    from PIL import Image
+
+    content, size = BytesIO(), (24 + number % 5, 20)
+    dots = random.Random(number).randbytes(3 * size[0] * size[1])
+    shade = 255 * (number % 2)
+    picture = Image.blend(
+        Image.frombytes("RGB", size, dots), Image.new("RGB", size, (shade, shade, shade)), 0.3
+    )
+    picture.save(content, "PNG")
+    return content.getvalue()
 
 
 def score(config: Any, number: int) -> float:

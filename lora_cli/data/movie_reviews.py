@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_cli.data.sources import cache_folder
+from lora_cli.data.cache import cache_folder
 from lora_cli.errors import LoraCliError, Problem, StorageError, UserError
 
 PACKAGE = "vaderSentiment==3.3.2"

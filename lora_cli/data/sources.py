@@ -3,12 +3,14 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from lora_cli import packages
 from lora_cli.config.tasks import DataConfig
+from lora_cli.data.cache import cache_folder
 from lora_cli.data.columnar import load_class_names
 from lora_cli.data.files import (
     DATA_LAYOUTS,
@@ -19,22 +21,13 @@ from lora_cli.data.files import (
     with_own_ids,
 )
 from lora_cli.data.hub import load_hub_rows
+from lora_cli.data.media_folders import SPLIT_NAMES, is_media_folder, read_media_folder
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
 
 KEY = "task.data.path"
 CACHE_PREFIX = "cache://"
 
-_SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
 _CACHE_COMMANDS = {"movie-reviews": "python -m lora_cli.data.movie_reviews"}
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -65,7 +58,11 @@ class Loaded:
 
 
 def load_rows(
-    config: DataConfig, *, file_split: str = "train", layouts: tuple[str, ...] = DATA_LAYOUTS
+    config: DataConfig,
+    *,
+    file_split: str = "train",
+    layouts: tuple[str, ...] = DATA_LAYOUTS,
+    media: str | None = None,
 ) -> Loaded:
     """Read every split of `config.path`.
 
@@ -76,6 +73,8 @@ def load_rows(
         config: Where the rows are.
         file_split: Split that the rows of a single file are.
         layouts: Those that files may have.
+        media: What rows hold in files of their own, "image" or "audio"; a folder may then be one
+            of these files, see `media_folders`.
 
     Raises:
         UserError: If there are no such rows, or some cannot be read.
@@ -94,11 +93,14 @@ def load_rows(
     path = find_path(source)
     if path is not None:
         if path.is_dir():
-            return _load_folder(path, layouts)
-        rows = read_file(path, key=KEY, layouts=layouts)
+            if media is not None and not _has_split_files(path) and is_media_folder(path, media):
+                found, notes = read_media_folder(path, media, file_split=file_split, key=KEY)
+                return Loaded(rows=found, notes=notes)
+            return _load_folder(path, layouts, keep_bytes=media is None)
+        rows = read_file(path, key=KEY, layouts=layouts, keep_bytes=media is None)
         return Loaded(rows={file_split: rows}, class_names=_class_names([path]))
-    found = load_hub_rows(source, name=config.name, revision=config.revision)
-    return Loaded(rows=found.rows, class_names=found.class_names, notes=found.notes)
+    hub = load_hub_rows(source, name=config.name, revision=config.revision)
+    return Loaded(rows=hub.rows, class_names=hub.class_names, notes=hub.notes)
 
 
 def find_path(source: str) -> Path | None:
@@ -154,15 +156,6 @@ def _resolve_cache(source: str) -> Path:
     )
 
 
-def cache_folder() -> Path:
-    """Return the folder behind ``cache://``: set by LORA_CLI_CACHE or XDG_CACHE_HOME, or usual."""
-    own = os.environ.get("LORA_CLI_CACHE")
-    if own:
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "lora-cli"
-
-
 def _class_names(paths: list[Path]) -> dict[str, tuple[str, ...]]:
     columnar = (path for path in paths if path.suffix.lower() in (".parquet", ".arrow"))
     found: dict[str, tuple[str, ...]] = {}
@@ -171,7 +164,7 @@ def _class_names(paths: list[Path]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _load_folder(folder: Path, layouts: tuple[str, ...]) -> Loaded:
+def _load_folder(folder: Path, layouts: tuple[str, ...], *, keep_bytes: bool) -> Loaded:
     files = _group_by_split(folder, layouts)
     problems = [problem for paths in files.values() for problem in _check_split(paths)]
     if not files:
@@ -187,17 +180,27 @@ def _load_folder(folder: Path, layouts: tuple[str, ...]) -> Loaded:
         ]
     if problems:
         raise UserError(problems)
-    rows = {split: _read_shards(paths, layouts) for split, paths in files.items()}
+    read = partial(read_file, key=KEY, layouts=layouts, keep_bytes=keep_bytes)
+    rows = {split: _read_shards(paths, read) for split, paths in files.items()}
     return Loaded(rows=rows, class_names=_class_names([p for ps in files.values() for p in ps]))
 
 
-def _read_shards(paths: list[Path], layouts: tuple[str, ...]) -> tuple[Row, ...]:
+def _read_shards(paths: list[Path], read: Callable[[Path], tuple[Row, ...]]) -> tuple[Row, ...]:
     if len(paths) == 1:
-        return read_file(paths[0], key=KEY, layouts=layouts)
-    rows = [row for path in paths for row in read_file(path, key=KEY, layouts=layouts)]
+        return read(paths[0])
+    rows = [row for path in paths for row in read(path)]
     # Row numbers start again in each shard, and so must not be the ids.
     numbered = (replace(row, id=str(place)) for place, row in enumerate(rows, start=1))
     return with_own_ids(tuple(numbered))
+
+
+def _has_split_files(folder: Path) -> bool:
+    """Whether there are files of rows beside the folders: then these say what the rows are."""
+    return any(
+        path.stem.lower() in SPLIT_NAMES or _SHARD.fullmatch(path.stem)
+        for path in folder.iterdir()
+        if path.suffix.lower().removeprefix(".") in DATA_LAYOUTS
+    )
 
 
 def _group_by_split(folder: Path, layouts: tuple[str, ...]) -> dict[str, list[Path]]:
@@ -211,11 +214,11 @@ def _group_by_split(folder: Path, layouts: tuple[str, ...]) -> dict[str, list[Pa
         stem = (shard[1] if shard else path.stem).lower()
         known = path.suffix.lower().removeprefix(".") in layouts
         # Where words have tags, text is more likely a list of tags or a note than a split.
-        if "conll" in layouts and path.suffix.lower() == ".txt" and stem not in _SPLIT_NAMES:
+        if "conll" in layouts and path.suffix.lower() == ".txt" and stem not in SPLIT_NAMES:
             continue
         if known:
-            groups[_SPLIT_NAMES.get(stem, shard[1] if shard else path.stem)].append(path)
-        elif stem in _SPLIT_NAMES:
+            groups[SPLIT_NAMES.get(stem, shard[1] if shard else path.stem)].append(path)
+        elif stem in SPLIT_NAMES:
             # A split in a layout that is not read, rather than some other kind of file.
             resolve_layout(path, layouts=layouts, key=KEY)
     order = ("train", "validation", "test")

@@ -233,7 +233,7 @@ def prepare_tokens(
 
     Args:
         model: The base model, before injection.
-        tokenizer: The base model's; adding the same texts again changes nothing.
+        tokenizer: The base model's, if it has one; adding the same texts again changes nothing.
         texts: What to train the embeddings of.
         seed: Decides the start of new rows.
 
@@ -243,9 +243,10 @@ def prepare_tokens(
     Raises:
         UserError: If a text is there twice, or cannot be a token.
     """
+    if not texts:
+        return {}
     indices = add_tokens(tokenizer, texts)
-    if indices:
-        make_room(model, indices, seed=seed)
+    make_room(model, indices, seed=seed)
     return input_tokens(model, indices)
 
 

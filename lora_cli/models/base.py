@@ -67,7 +67,7 @@ def load_tokenizer(source: ModelSource) -> Any:
                 _drop_strangers(tokenizer)
     # The Rust library raises a bare Exception for a tokenizer.json that it cannot read.
     except Exception as error:
-        rule, finding = "with a tokenizer that transformers can load", _first_line(error)
+        rule, finding = "with a tokenizer that transformers can load", first_line(error)
         raise UserError(_problem("bad-tokenizer", rule, finding, source)) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
@@ -226,7 +226,8 @@ def _problem(kind: str, rule: str, finding: str, source: ModelSource) -> Problem
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Say that something does not load, and why."""
     lines = str(error).strip().splitlines()
     text = lines[0][:200].rstrip(".:") if lines else type(error).__name__
     return f"it does not load ({text})"
@@ -254,7 +255,7 @@ def load_config(source: ModelSource) -> Any:
         rule = "of an architecture that transformers has built in"
         if source.gguf is not None:
             rule = "in a whole GGUF file, of an architecture that transformers reads from such"
-        raise UserError(_problem("bad-config", rule, _first_line(error), source)) from error
+        raise UserError(_problem("bad-config", rule, first_line(error), source)) from error
 
 
 def loading_problem(error: Exception, source: ModelSource, auto_class: str) -> Problem:
@@ -265,7 +266,7 @@ def loading_problem(error: Exception, source: ModelSource, auto_class: str) -> P
         problem = _problem("wrong-architecture", rule, f"{kind} has none", source)
         families = ", ".join(architectures_with(auto_class))
         return replace(problem, allowed=families, fix="choose a model of one of these families")
-    return _problem("does-not-load", "that transformers can load", _first_line(error), source)
+    return _problem("does-not-load", "that transformers can load", first_line(error), source)
 
 
 def _check_backbone(

@@ -10,6 +10,8 @@ _Q_V = ("q", "v")
 _PROJECTIONS = ("q_proj", "v_proj")
 _FUSED = ("query_key_value",)
 _LINEAR = ("linear_q", "linear_v")
+# The two wide layers of a block of ConvNeXt, which has no attention.
+_POINTWISE = ("pwconv1", "pwconv2")
 # The decoder of models that also look at images, whose own layers have the same names.
 _LANGUAGE = ("*language_model.*.q_proj", "*language_model.*.v_proj")
 
@@ -172,6 +174,8 @@ AUTO_TARGETS: dict[str, tuple[str, ...]] = {
     "clip_text_model": _PROJECTIONS,
     "clip_vision_model": _PROJECTIONS,
     "clipseg": _PROJECTIONS,
+    "convnext": _POINTWISE,
+    "convnextv2": _POINTWISE,
     "data2vec-audio": _PROJECTIONS,
     "data2vec-vision": _QUERY_VALUE,
     "deit": _PROJECTIONS,

@@ -29,6 +29,12 @@ _TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "spm.model",
 )
+PROCESSOR_FILES = {
+    "tokenizer": _TOKENIZER_FILES,
+    "image processor": ("preprocessor_config.json", "processor_config.json"),
+    "feature extractor": ("preprocessor_config.json", "processor_config.json"),
+}
+"""Of each kind of processor the files of which one must be there."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -37,22 +43,31 @@ def _problem(kind: str, rule: str, finding: str, *, folder: Path, fix: str) -> P
     return Problem(id=f"model.{kind}", message=message, key=KEY, where=str(folder), fix=fix)
 
 
-def check_folder(folder: Path, *, tokenizer: bool) -> Iterator[Problem]:
-    """Yield everything that keeps a folder from being a base model."""
+def check_folder(folder: Path, *, processor: str | None) -> Iterator[Problem]:
+    """Yield everything that keeps a folder from being a base model.
+
+    Args:
+        folder: Where it is.
+        processor: What must be there besides the model, one of `PROCESSOR_FILES`.
+    """
     problems = list(check_configs(folder))
     yield from problems
     if any(problem.id == "model.is-adapter" for problem in problems):
         return
     yield from _check_weights(folder)
-    if tokenizer and not has_tokenizer(folder):
-        rule, finding = "with a tokenizer", "no tokenizer file is there"
-        fix = "copy tokenizer.json and tokenizer_config.json of the model into the folder"
-        yield _problem("no-tokenizer", rule, finding, folder=folder, fix=fix)
+    if processor is not None and not has_processor(folder, processor):
+        article = "an" if processor[0] in "aeiou" else "a"
+        rule, finding = f"with {article} {processor}", f"no {processor} file is there"
+        names = PROCESSOR_FILES[processor][0]
+        if processor == "tokenizer":
+            names += " and tokenizer_config.json"
+        fix = f"copy {names} of the model into the folder"
+        yield _problem(f"no-{processor.replace(' ', '-')}", rule, finding, folder=folder, fix=fix)
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a tokenizer is there that transformers may read."""
-    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+def has_processor(folder: Path, processor: str) -> bool:
+    """Whether files of such a processor are there that transformers may read."""
+    return any((folder / name).is_file() for name in PROCESSOR_FILES[processor])
 
 
 def check_configs(folder: Path) -> Iterator[Problem]:

@@ -55,14 +55,16 @@ class ModelSource:
         return sum(file.stat().st_size for file in files)
 
 
-def resolve_model(path: str, *, revision: str | None = None, tokenizer: bool = True) -> ModelSource:
+def resolve_model(
+    path: str, *, revision: str | None = None, processor: str | None = "tokenizer"
+) -> ModelSource:
     """Find a base model and check its folder, without loading it.
 
     Args:
         path: Local folder, pkg://package/folder, or hub id; an existing folder comes first. A
             GGUF file is a model of its own.
         revision: Branch, tag or commit on the hub.
-        tokenizer: Whether the folder must hold a tokenizer.
+        processor: What the folder must hold besides the model; None asks for nothing.
 
     Raises:
         UserError: If there is no such model, the hub cannot be reached, or the folder lacks
@@ -77,7 +79,7 @@ def resolve_model(path: str, *, revision: str | None = None, tokenizer: bool = T
         commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else revision
     else:
         folder, commit = local, None
-    problems = list(check_folder(folder, tokenizer=tokenizer))
+    problems = list(check_folder(folder, processor=processor))
     if problems:
         raise UserError(problems)
     sha256 = hash_weights(folder)

@@ -13,9 +13,11 @@ import transformers
 
 from lora_cli.errors import Problem, UserError, nearest_name
 from lora_cli.models.base import LOADING_ERRORS, silence
+from lora_cli.models.processors import tokenizer_of
 
 _HEADS = 4
 _VOCABULARY = 2000
+_PIXELS, _SMALL_PIXELS = 224, 64
 _SPECIAL = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -66,6 +68,23 @@ def default_config(architecture: str, *, layers: int | None, positions: int) -> 
     return config
 
 
+def make_processor(kind: str, config: Any, texts: Iterable[str]) -> Any:
+    """Return a processor for a model.
+
+    Args:
+        kind: One of `lora_cli.models.folders.PROCESSOR_FILES`.
+        config: Of the model.
+        texts: Of the rows, for a tokenizer.
+    """
+    if kind == "tokenizer":
+        return make_tokenizer(texts)
+    size = getattr(getattr(config, "vision_config", config), "image_size", _PIXELS)
+    if isinstance(getattr(config, "depths", None), list | tuple):
+        # Models of stages take images of any size, and begin with very small patches.
+        size = _SMALL_PIXELS
+    return transformers.ViTImageProcessorPil(size={"height": size, "width": size})
+
+
 def make_tokenizer(texts: Iterable[str]) -> Any:
     """Return a WordPiece tokenizer that was trained on some texts, in any language.
 
@@ -101,14 +120,15 @@ def make_tokenizer(texts: Iterable[str]) -> Any:
 
 
 def write_tiny_model(
-    folder: Path, config: Any, tokenizer: Any, *, auto_class: str, width: int, seed: int
+    folder: Path, config: Any, processor: Any, *, auto_class: str, width: int, seed: int
 ) -> None:
     """Write a random model into a folder, as any base model is.
 
     Args:
         folder: Where to.
         config: Of the real model; it is changed in place.
-        tokenizer: Of the model; what the configuration says of tokens is made to suit it.
+        processor: Of the model; what the configuration says of tokens is made to suit its
+            tokenizer, if it has one.
         auto_class: The transformers class for a model that names no class of its own.
         width: Size of a hidden state, a multiple of 8.
         seed: Decides the weights.
@@ -117,7 +137,8 @@ def write_tiny_model(
         UserError: If no such model can be made.
     """
     shrink(config, width=width)
-    _suit_tokens(config, tokenizer)
+    if (tokenizer := tokenizer_of(processor)) is not None:
+        _suit_tokens(config, tokenizer)
     names = getattr(config, "architectures", None) or ()
     own = getattr(transformers, names[0], None) if names else None
     try:
@@ -128,7 +149,7 @@ def write_tiny_model(
             factory = factory if type(config) in factory._model_mapping else transformers.AutoModel
             model = factory.from_config(config) if own is None else own(config)
             model.to(config.dtype or torch.float32).save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            processor.save_pretrained(folder)
     except LOADING_ERRORS as error:
         raise UserError(_not_made(config.model_type, error)) from error
 
@@ -155,9 +176,27 @@ def shrink(config: Any, *, width: int) -> None:
     for name, size in sizes.items():
         if _size(config, name) is not None:
             setattr(config, name, size)
+    _shrink_stages(config, width=width)
     rope = getattr(config, "rope_parameters", None)
     if isinstance(rope, dict) and any(name in rope for name in _BY_PLACE):
         config.rope_parameters = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+
+
+def _shrink_stages(config: Any, *, width: int) -> None:
+    """Make a configuration of stages, as Swin and ConvNeXt have, one of narrow stages, in place."""
+    depths = getattr(config, "depths", None)
+    if not isinstance(depths, list | tuple):
+        return
+    if isinstance(getattr(config, "hidden_sizes", None), list | tuple):
+        config.hidden_sizes = [width] * len(depths)
+    if _size(config, "embed_dim") is not None:
+        config.embed_dim, config.hidden_size = width, width * 2 ** (len(depths) - 1)
+    if isinstance(getattr(config, "num_heads", None), list | tuple):
+        config.num_heads = [_HEADS] * len(depths)
+    config.image_size = _SMALL_PIXELS
+    if _size(config, "window_size") is not None:
+        # The last stage of such images has two patches a side.
+        config.window_size = 2
 
 
 def _suit_tokens(config: Any, tokenizer: Any) -> None:

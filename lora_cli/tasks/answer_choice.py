@@ -24,14 +24,14 @@ from lora_cli.tasks.contract import Batch, Features, StepOutput
 from lora_cli.tasks.labels import LabelFamily, indices_of
 from lora_cli.tasks.language import collate_sequences, next_token_loss
 from lora_cli.tasks.rows import Columns, raise_if, read_columns
-from lora_cli.tasks.text_classification import LabelPrediction, TextClassificationTask
+from lora_cli.tasks.single_label import LabelPrediction, SingleLabelTask
 from lora_cli.tasks.texts import LABEL, TEXTS, text_problems
 
 # Places of a prompt that stand for a column by what it is for.
 _ROLES = tuple(role.name for role in TEXTS)
 
 
-class AnswerChoiceTask(TextClassificationTask):
+class AnswerChoiceTask(SingleLabelTask):
     """Choice among answers bound to a configuration, label names and a tokenizer."""
 
     def __init__(self, config: AnswerSettings, state: Mapping[str, Any], tokenizer: Any) -> None:

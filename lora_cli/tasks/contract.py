@@ -53,13 +53,19 @@ class Task(Protocol):
         Returns a dict with `id`, `length` (a cost, used to put rows of like size together), `cut`
         (the number of tokens that a limit left out), `supervised` (the number of things in it
         to learn from: rows, words, tokens) and whatever `collate` reads. Where `left_out` is true
-        the row is not used, in training and evaluation.
+        the row is not used, in training and evaluation. Of a row that is no text, `measures` holds
+        sizes by name and `kinds` other properties, as texts; the report of the data shows both.
 
-        Raises UserError that names the row if it cannot be encoded.
+        Raises UserError that names the row if it cannot be encoded, UnreadableError if the reason
+        is a file.
         """
 
     def collate(self, features: Sequence[Features]) -> Batch:
-        """Stack encoded rows into one batch; `batch["ids"]` holds the row ids in order."""
+        """Stack encoded rows into one batch; `batch["ids"]` holds the row ids in order.
+
+        Many batches may be kept at once. What is large, such as decoded images, is made in
+        `forward`.
+        """
 
     def forward(self, model: Callable[..., Any], batch: Batch) -> StepOutput:
         """Run the model on one batch and return the summed loss, the count and the outputs.
@@ -101,6 +107,9 @@ class Family(Protocol):
 
     task_type: str | None
     """PEFT's name for the kind of task; null where PEFT's wrappers would add wrong inputs."""
+
+    processor: str
+    """What turns rows into inputs: one of `lora_cli.models.folders.PROCESSOR_FILES`."""
 
     def load(self, config: Any, *, seed: int) -> Splits:
         """Read and check the rows, and learn what the task needs to know from them.
@@ -149,4 +158,4 @@ class Family(Protocol):
         """Change the random values of a new head to what is known from the data, if anything."""
 
     def build(self, config: Any, state: Mapping[str, Any], processor: Any) -> Task:
-        """Bind the family to its configuration, to a saved state and to a tokenizer."""
+        """Bind the family to its configuration, to a saved state and to a processor."""

@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 
@@ -19,11 +19,23 @@ from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
 from lora_cli.tasks.contract import Batch, Features
 from lora_cli.tasks.rows import Columns, RowFamily, raise_if
-from lora_cli.tasks.texts import encode_texts, pad_inputs
 
 
-class LabelledTextsTask(ABC):
-    """What the tasks share that give a text labels: tokens, labels and the weights of these.
+class Reader(Protocol):
+    """Turns the inputs of rows, whatever they are, into what a model reads."""
+
+    def encode(self, row: Row) -> Features:
+        """Encode the inputs of a row; see `lora_cli.tasks.contract.Task.encode`."""
+
+    def collate(self, features: Sequence[Features]) -> Batch:
+        """Return what a batch holds besides ids and labels."""
+
+    def inputs(self, batch: Batch, model: Callable[..., Any]) -> Mapping[str, torch.Tensor]:
+        """Return the arguments of a model for a batch, rows first, where the model is."""
+
+
+class LabelledTask(ABC):
+    """What the tasks share that give a row labels: labels and the weights of these.
 
     Attributes:
         feature: Name of the entry of an encoded row that holds what `target_of` returns.
@@ -33,36 +45,39 @@ class LabelledTextsTask(ABC):
     couples_rows = False
     feature: str
 
-    def __init__(self, config: Any, state: Mapping[str, Any], tokenizer: Any) -> None:
+    def __init__(self, config: Any, state: Mapping[str, Any], reader: Reader) -> None:
         self.metric: str = config.metric
-        self._max_length = config.max_length
         self._labels: tuple[str, ...] = tuple(state["labels"])
         self._columns: Columns = state["columns"]
         self._indices = indices_of(state)
         weights = state.get("weights")
         self._weights = None if weights is None else torch.tensor(weights)
-        self._tokenizer = tokenizer
+        self._reader = reader
 
     @abstractmethod
     def target_of(self, value: Any) -> Any:
         """Return what is to be learned of a value of the label column, as plain values."""
 
     def encode(self, row: Row) -> Features:
-        """Tokenize a row; the entry `feature` is None where the labels are not known."""
+        """Encode a row; the entry `feature` is None where the labels are not known."""
         column = self._columns["label"]
         target = None if column is None else self.target_of(row.values[column])
-        features = encode_texts(row, self._columns, self._tokenizer, max_length=self._max_length)
-        return {**features, self.feature: target}
+        return {**self._reader.encode(row), self.feature: target}
 
     def collate(self, features: Sequence[Features]) -> Batch:
-        """Pad to the longest row: `inputs` of shape (B, T), `labels` a row each, or None."""
+        """Put rows together: what the reader makes of them, and `labels` a row each, or None."""
         labels = [row[self.feature] for row in features]
         known = all(label is not None for label in labels)
         return {
             "ids": [row["id"] for row in features],
-            "inputs": pad_inputs(self._tokenizer, features),
             "labels": torch.tensor(labels) if known else None,
+            **self._reader.collate(features),
         }
+
+    def _logits(self, model: Callable[..., Any], batch: Batch) -> torch.Tensor:
+        """Run the model: float32 of shape (B, C)."""
+        logits_BC: torch.Tensor = model(**self._reader.inputs(batch, model)).logits.float()
+        return logits_BC
 
     def _weights_on(self, device: torch.device) -> torch.Tensor | None:
         return None if self._weights is None else self._weights.to(device)

@@ -1,11 +1,12 @@
-"""Multi-label classification: any number of labels for each text, or for each pair of texts.
+"""Multi-label classification: any number of labels for each text, or for each row of other inputs.
 
-The head is the sequence classification head of transformers with one output a label, and the loss
-binary cross-entropy, summed over rows and labels; ``weight`` is 1 unless set:
+The head has one output a label (that of sequence classification for texts), and the loss is binary
+cross-entropy, summed over rows and labels; ``weight`` is 1 unless set:
 ``loss_sum = -sum_bc (y_bc weight_c log s(x_bc) + (1 - y_bc) log(1 - s(x_bc)))``, ``count = B C``,
 where s is the logistic function.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,9 +23,11 @@ from lora_cli.data.sources import Loaded
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
 from lora_cli.tasks.contract import Batch, StepOutput
-from lora_cli.tasks.labels import LabelFamily, LabelledTextsTask, indices_of
+from lora_cli.tasks.labels import LabelFamily, LabelledTask, Reader, indices_of
 from lora_cli.tasks.rows import Columns
-from lora_cli.tasks.texts import LABEL, TEXTS, text_problems
+from lora_cli.tasks.texts import LABEL, TEXTS, TextFamily, TextReader
+
+LABELS = replace(LABEL, made_up=labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +47,13 @@ class LabelsPrediction:
     reference: tuple[bool, ...] | None
 
 
-class MultiLabelClassificationTask(LabelledTextsTask):
-    """Multi-label classification bound to a configuration, label names and a tokenizer."""
+class MultiLabelTask(LabelledTask):
+    """A task with any number of labels a row, bound to a configuration, labels and a reader."""
 
     feature = "labels"
 
-    def __init__(
-        self, config: MultiLabelClassificationConfig, state: Mapping[str, Any], tokenizer: Any
-    ) -> None:
-        super().__init__(config, state, tokenizer)
+    def __init__(self, config: Any, state: Mapping[str, Any], reader: Reader) -> None:
+        super().__init__(config, state, reader)
         self._threshold = config.threshold
 
     def target_of(self, value: Any) -> list[float]:
@@ -64,7 +65,7 @@ class MultiLabelClassificationTask(LabelledTextsTask):
 
     def forward(self, model: Callable[..., Any], batch: Batch) -> StepOutput:
         """Return the binary cross-entropy, the number of its terms and `logits` of (B, C)."""
-        logits_BC = model(**batch["inputs"]).logits.float()
+        logits_BC = self._logits(model, batch)
         labels_BC = batch["labels"]
         if labels_BC is None:
             return StepOutput(logits_BC.new_zeros(()), 0, {"logits": logits_BC})
@@ -129,12 +130,12 @@ class MultiLabelClassificationTask(LabelledTextsTask):
         )
 
 
-class MultiLabelClassification(LabelFamily):
-    """The family's row in the table."""
+class MultiLabelFamily(LabelFamily):
+    """A family with any number of labels a row, listed in a column or with a column each."""
 
-    auto_class = "AutoModelForSequenceClassification"
-    task_type: str | None = "SEQ_CLS"
-    inputs, targets = TEXTS, (replace(LABEL, made_up=labels),)
+    @abstractmethod
+    def input_problems(self, rows: Sequence[Row], columns: Columns) -> list[Problem]:
+        """Return what is wrong with the inputs of these rows."""
 
     def suit(
         self, data: DataConfig, loaded: Loaded, *, state: Mapping[str, Any] | None = None
@@ -160,9 +161,7 @@ class MultiLabelClassification(LabelFamily):
             raise UserError(_other_columns(columns, learned))
         return replace(data, label_column=JOINED), join_label_columns(loaded, columns)
 
-    def made_up_rows(
-        self, config: MultiLabelClassificationConfig, count: int
-    ) -> list[dict[str, Any]]:
+    def made_up_rows(self, config: Any, count: int) -> list[dict[str, Any]]:
         """Return rows with the columns of the settings, one for each label too."""
         rows, columns = super().made_up_rows(config, count), config.data.label_columns or ()
         found = []
@@ -173,8 +172,8 @@ class MultiLabelClassification(LabelFamily):
         return found
 
     def check_rows(self, rows: Sequence[Row], columns: Columns) -> list[Problem]:
-        """Refuse rows without text, and what is no list of labels."""
-        problems, column = text_problems(rows, columns), columns["label"]
+        """Refuse rows whose input cannot be read, and what is no list of labels."""
+        problems, column = self.input_problems(rows, columns), columns["label"]
         return problems if column is None else problems + check_label_lists(rows, column)
 
     def labels_of(self, value: Any) -> tuple[str, ...]:
@@ -182,10 +181,7 @@ class MultiLabelClassification(LabelFamily):
         return labels_of(value) or ()
 
     def learn_used(
-        self,
-        config: MultiLabelClassificationConfig,
-        train: Sequence[Row],
-        state: Mapping[str, Any],
+        self, config: Any, train: Sequence[Row], state: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Return the weight of rows that have a label, for each label, where they are not 1."""
         if config.class_weights == "none":
@@ -213,11 +209,20 @@ class MultiLabelClassification(LabelFamily):
         """Return the number and the names of the labels, and that a row may have several."""
         return {**super().model_options(state), "problem_type": "multi_label_classification"}
 
+
+class MultiLabelClassification(TextFamily, MultiLabelFamily):
+    """The family's row in the table."""
+
+    auto_class = "AutoModelForSequenceClassification"
+    task_type: str | None = "SEQ_CLS"
+    inputs, targets = TEXTS, (LABELS,)
+
     def build(
         self, config: MultiLabelClassificationConfig, state: Mapping[str, Any], processor: Any
-    ) -> MultiLabelClassificationTask:
+    ) -> MultiLabelTask:
         """Bind the family; `processor` is a tokenizer."""
-        return MultiLabelClassificationTask(config, state, processor)
+        reader = TextReader(processor, state["columns"], max_length=config.max_length)
+        return MultiLabelTask(config, state, reader)
 
 
 def _two_ways(column: str) -> Problem:

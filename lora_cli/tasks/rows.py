@@ -50,11 +50,13 @@ class RowFamily(ABC):
         inputs: What is read of every row.
         targets: What is to be learned; not read of rows that are predicted.
         layouts: Of the files that rows with targets can be in.
+        processor: What turns rows into inputs of the model.
     """
 
     inputs: tuple[Role, ...]
     targets: tuple[Role, ...]
     layouts: tuple[str, ...] = DATA_LAYOUTS
+    processor = "tokenizer"
 
     @abstractmethod
     def check_rows(self, rows: Sequence[Row], columns: Columns) -> list[Problem]:
@@ -140,6 +142,10 @@ class RowFamily(ABC):
         del config, rows, columns
         return []
 
+    def find(self, data: DataConfig, *, file_split: str = "train") -> Loaded:
+        """Read the rows; those of a single file are the split `file_split`."""
+        return load_rows(data, file_split=file_split, layouts=self.layouts)
+
     def suit(
         self, data: DataConfig, loaded: Loaded, *, state: Mapping[str, Any] | None = None
     ) -> tuple[DataConfig, Loaded]:
@@ -155,7 +161,7 @@ class RowFamily(ABC):
 
     def load(self, config: Any, *, seed: int) -> Splits:
         """Read, split and check the rows; learn the state from train."""
-        data, loaded = self.suit(config.data, load_rows(config.data, layouts=self.layouts))
+        data, loaded = self.suit(config.data, self.find(config.data))
         train = loaded.rows.get(data.train_split) or next(iter(loaded.rows.values()))
         columns, notes = self._resolve(data, list_columns(train))
         known, known_notes = self._with_targets(loaded, columns)
@@ -198,7 +204,7 @@ class RowFamily(ABC):
         self, config: Any, state: Mapping[str, Any], *, seed: int
     ) -> tuple[Splits, Mapping[str, Any]]:
         """Read and check rows with targets, given a state that was learned from others."""
-        found = load_rows(config.data, file_split="test", layouts=self.layouts)
+        found = self.find(config.data, file_split="test")
         data, loaded = self.suit(config.data, found, state=state)
         columns, notes = self._resolve(
             data, list_columns([row for rows in loaded.rows.values() for row in rows])

@@ -5,6 +5,7 @@ from lora_cli.tasks.answer_choice_seq2seq import AnswerChoiceSeq2Seq
 from lora_cli.tasks.causal_language_modeling import CausalLanguageModeling
 from lora_cli.tasks.chat import Chat
 from lora_cli.tasks.contract import Family
+from lora_cli.tasks.image_classification import ImageClassification, ImageMultiLabel
 from lora_cli.tasks.masked_language_modeling import MaskedLanguageModeling
 from lora_cli.tasks.multi_label import MultiLabelClassification
 from lora_cli.tasks.multiple_choice import MultipleChoice
@@ -29,4 +30,6 @@ FAMILIES: dict[str, Family] = {
     "seq2seq": Seq2Seq(),
     "answer_choice": AnswerChoice(),
     "answer_choice_seq2seq": AnswerChoiceSeq2Seq(),
+    "image_classification": ImageClassification(),
+    "image_multi_label": ImageMultiLabel(),
 }

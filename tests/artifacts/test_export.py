@@ -76,7 +76,7 @@ def inputs(tiny_model_dir: Any, tmp_path: Path) -> ExportInputs:
     return ExportInputs(
         adapter_folder=adapter,
         model=make_model("bert", len(tokenizer)),
-        tokenizer=tokenizer,
+        processor=tokenizer,
         labels=LABELS,
         max_length=48,
         output=tmp_path / "out" / "model.onnx",
@@ -128,7 +128,7 @@ def test_onnx_equals_torch(inputs: ExportInputs, capfd: pytest.CaptureFixture[st
     assert json.loads(metadata["labels"]) == list(LABELS)
     assert metadata["max_length"] == "48"
     assert OnnxModel(path).labels == LABELS
-    assert [value.name for value in document.graph.input] == inputs.tokenizer.model_input_names
+    assert [value.name for value in document.graph.input] == inputs.processor.model_input_names
     content = path.read_bytes()
     assert b".py" not in content, "source paths of this machine are left in the file"
     assert str(Path.cwd()).encode() not in content
@@ -147,7 +147,7 @@ def test_onnx_answers_to_the_mask(inputs: ExportInputs) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "bert"])
 def test_onnx_of_each_family(inputs: ExportInputs, family: str) -> None:
-    model = make_model(family, len(inputs.tokenizer))
+    model = make_model(family, len(inputs.processor))
     assert_same_function(model, written("onnx", with_fields(inputs, model=model)))
 
 
@@ -159,7 +159,7 @@ def test_onnx_traced_on_one_real_row(inputs: ExportInputs) -> None:
 
 def test_onnx_of_a_head_with_two_outputs(inputs: ExportInputs) -> None:
     torch.manual_seed(0)
-    options = {**SIZES, "num_labels": 2, "vocab_size": len(inputs.tokenizer)}
+    options = {**SIZES, "num_labels": 2, "vocab_size": len(inputs.processor)}
     config = transformers.AutoConfig.for_model("bert", **options)
     model = transformers.AutoModelForQuestionAnswering.from_config(config).eval()
     exported = OnnxModel(written("onnx", with_fields(inputs, model=model, labels=())))
@@ -176,7 +176,7 @@ def test_onnx_of_a_head_with_two_outputs(inputs: ExportInputs) -> None:
 
 
 def test_onnx_of_half_precision_is_float32(inputs: ExportInputs) -> None:
-    model = make_model("bert", len(inputs.tokenizer)).to(torch.bfloat16)
+    model = make_model("bert", len(inputs.processor)).to(torch.bfloat16)
     path = written("onnx", with_fields(inputs, model=model))
     assert next(model.parameters()).dtype == torch.bfloat16
     assert_same_function(model.float(), path)

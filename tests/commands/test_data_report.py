@@ -13,8 +13,8 @@ from lora_cli.commands.data_report import (
 )
 from lora_cli.data.types import Row, Splits
 from lora_cli.errors import UserError
+from lora_cli.tasks.single_label import LabelPrediction
 from lora_cli.tasks.table import FAMILIES
-from lora_cli.tasks.text_classification import LabelPrediction
 from lora_cli.training.evaluation import Evaluation
 
 STATE = {"labels": ["bad", "good"], "columns": {"label": "y"}, "numbered": False}

@@ -15,7 +15,9 @@ from lora_cli.config.tasks import TextClassificationConfig
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, RunFailedError, UserError
 from lora_cli.models.sources import ModelSource
-from lora_cli.tasks.text_classification import TextClassification, TextClassificationTask
+from lora_cli.tasks.single_label import SingleLabelTask
+from lora_cli.tasks.text_classification import TextClassification
+from lora_cli.tasks.texts import TextReader
 
 COLUMNS = {"text": "text", "text_pair": None, "label": "label"}
 STATE = {"labels": ["negative", "positive"], "columns": COLUMNS, "numbered": False}
@@ -181,7 +183,7 @@ def test_several_processes_give_the_same_rows(
     assert display.encoded == len(alone) == 900
 
 
-class FailingTask(TextClassificationTask):
+class FailingTask(SingleLabelTask):
     """Refuses a row, or is killed at it."""
 
     def encode(self, row: Row) -> Any:
@@ -198,7 +200,7 @@ def test_a_row_that_cannot_be_encoded(
 ) -> None:
     monkeypatch.setattr(encoding, "ROWS_OF_A_PROCESS", 1)
     monkeypatch.setattr(encoding, "_cores", lambda: processes)
-    task = FailingTask(setup.config, STATE, setup.tokenizer)
+    task = FailingTask(setup.config, STATE, TextReader(setup.tokenizer, COLUMNS, max_length=6))
     display: Any = Notes()
     with pytest.raises(UserError) as error:
         encode_rows(task, ROWS, "train", display, facts={})
@@ -209,7 +211,7 @@ def test_a_row_that_cannot_be_encoded(
 def test_a_process_that_is_killed(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "ROWS_OF_A_PROCESS", 1)
     monkeypatch.setattr(encoding, "_cores", lambda: 2)
-    task = FailingTask(setup.config, STATE, setup.tokenizer)
+    task = FailingTask(setup.config, STATE, TextReader(setup.tokenizer, COLUMNS, max_length=6))
     display: Any = Notes()
     with pytest.raises(RunFailedError, match="one was killed"):
         encode_rows(task, [replace(ROWS[0], id="killed")] * 2, "train", display, facts={})

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from lora_cli.commands.failing import add_what_is_saved, refusal_cleared
 from lora_cli.errors import Problem, RunFailedError
 from lora_cli.tasks.contract import StepOutput
-from lora_cli.tasks.text_classification import TextClassificationTask
+from lora_cli.tasks.single_label import SingleLabelTask
 
-FORWARD = TextClassificationTask.forward
+FORWARD = SingleLabelTask.forward
 
 
 def settings_of(tiny_run: Any, name: str, *more: str) -> list[str]:
@@ -34,7 +34,7 @@ def limit_rows(monkeypatch: pytest.MonkeyPatch, rows: int, *, first_step: int = 
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return FORWARD(self, model, batch)
 
-    monkeypatch.setattr(TextClassificationTask, "forward", limited)
+    monkeypatch.setattr(SingleLabelTask, "forward", limited)
     return tried
 
 
@@ -86,7 +86,7 @@ def test_a_run_that_diverges_leaves_the_last_good_state(
         factor = math.nan if model.training and len(seen) == 4 else 1.0
         return StepOutput(output.loss_sum * factor, output.count, output.outputs)
 
-    monkeypatch.setattr(TextClassificationTask, "forward", broken)
+    monkeypatch.setattr(SingleLabelTask, "forward", broken)
     failed = run_cli(*settings_of(tiny_run, "nan"), cwd=tmp_path)
     assert failed.code == 1
     assert "error[train.not-finite]: The loss must be finite, but is not at step 4." in failed.err
@@ -101,7 +101,7 @@ def test_a_run_that_diverges_leaves_the_last_good_state(
     assert len(files) > 1
     for file in files:
         assert all(bool(torch.isfinite(x).all()) for x in load_file(file).values())
-    monkeypatch.setattr(TextClassificationTask, "forward", FORWARD)
+    monkeypatch.setattr(SingleLabelTask, "forward", FORWARD)
     again = run_cli(*settings_of(tiny_run, "on", f"adapter={run}"), cwd=tmp_path)
     assert again.code == 0, again.err
 

@@ -14,7 +14,7 @@ from lora_cli.commands.preparing import Prepared, prepare
 from lora_cli.config.commands import TrainConfig
 from lora_cli.config.optim import LionConfig
 from lora_cli.errors import UserError
-from lora_cli.tasks.text_classification import TextClassificationTask
+from lora_cli.tasks.single_label import SingleLabelTask
 
 
 class Notes:
@@ -104,7 +104,7 @@ def test_overfitting_uses_the_same_rows_twice(config: TrainConfig) -> None:
 def test_a_loss_that_couples_rows_is_told_of(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch, couples: bool
 ) -> None:
-    monkeypatch.setattr(TextClassificationTask, "couples_rows", couples)
+    monkeypatch.setattr(SingleLabelTask, "couples_rows", couples)
     trainer = replace(config.trainer, micro_batch_size=1)
     _, notes = run_prepare(replace(config, trainer=trainer))
     assert any("couples the rows" in note for note in notes) == couples

@@ -42,7 +42,7 @@ def test_new_parameters_are_those_that_loading_finds(
     model.save_pretrained(tmp_path, max_shard_size=shards)
     found = lay_out(tmp_path, num_labels=num_labels)
     loaded = load_base(
-        resolve_model(str(tmp_path), tokenizer=False),
+        resolve_model(str(tmp_path), processor=None),
         auto_class=HEAD,
         options={"num_labels": num_labels},
         dtype="float32",

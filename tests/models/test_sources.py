@@ -128,7 +128,7 @@ def test_quantized_models(folder):
 
 def test_everything_that_is_missing_is_reported_together(tmp_path):
     assert ids_of(tmp_path) == ["no-config", "no-weights", "no-tokenizer"]
-    assert ids_of(tmp_path, tokenizer=False) == ["no-config", "no-weights"]
+    assert ids_of(tmp_path, processor=None) == ["no-config", "no-weights"]
 
 
 def test_an_adapter_is_no_base(folder):

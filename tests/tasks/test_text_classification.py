@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 from lora_cli.config.tasks import DataConfig, TextClassificationConfig
 from lora_cli.data.types import Row
 from lora_cli.errors import UserError
-from lora_cli.tasks.text_classification import LabelPrediction, TextClassification
+from lora_cli.tasks.single_label import LabelPrediction
+from lora_cli.tasks.text_classification import TextClassification
 
 FAMILY = TextClassification()
 LABELS = ["bad", "fine", "good"]

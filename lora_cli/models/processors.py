@@ -1,0 +1,110 @@
+"""What turns the inputs of rows into those of a model: tokenizers, and processors of media.
+
+Whatever it is, it is loaded from the base model's folder, saved beside what was trained, and hashed
+with the settings of the base.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+from transformers.image_processing_base import ImageProcessingMixin
+
+from lora_cli import packages
+from lora_cli.errors import Problem, UserError
+from lora_cli.models.base import (
+    agree_on_padding,
+    check_vocabulary,
+    first_line,
+    load_tokenizer,
+    silence,
+)
+from lora_cli.models.folders import KEY
+from lora_cli.models.sources import ModelSource
+
+# By kind: the class that loads it, and the module and extra that it needs.
+_LOADERS = {
+    "image processor": ("AutoImageProcessor", "PIL", "vision"),
+    "feature extractor": ("AutoFeatureExtractor", "soundfile", "audio"),
+}
+
+
+def load_processor(source: ModelSource, kind: str) -> Any:
+    """Load the processor of a base model.
+
+    Args:
+        source: What `resolve_model` found.
+        kind: One of `lora_cli.models.folders.PROCESSOR_FILES`.
+
+    Raises:
+        UserError: If it cannot be loaded, or an extra is not installed.
+    """
+    if kind == "tokenizer":
+        return load_tokenizer(source)
+    loader, module, extra = _LOADERS[kind]
+    packages.check_extra(module, extra=extra, needed_by=f"A model with an {kind}")
+    try:
+        with silence():
+            return getattr(transformers, loader).from_pretrained(
+                source.folder, local_files_only=True, trust_remote_code=False
+            )
+    # Validation may raise classes of huggingface_hub's own.
+    except Exception as error:
+        raise UserError(
+            Problem(
+                id="model.bad-processor",
+                message=f"`{KEY}` must name a model with an {kind} that transformers can load, "
+                f"but {first_line(error)}.",
+                key=KEY,
+                where=str(source.folder),
+                fix="download the model again, or name another",
+            )
+        ) from error
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """Return the tokenizer that a processor is or has, else None."""
+    if isinstance(processor, PreTrainedTokenizerBase):
+        return processor
+    return getattr(processor, "tokenizer", None)
+
+
+def agree_with(processor: Any, model: nn.Module, source: ModelSource) -> None:
+    """Check that processor and model suit each other, and tell the model of padding, in place.
+
+    Raises:
+        UserError: If the tokenizer is another model's.
+    """
+    tokenizer = tokenizer_of(processor)
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, model, source)
+        agree_on_padding(tokenizer, model)
+
+
+def processor_facts(processor: Any) -> Mapping[str, Any]:
+    """Return what decides about encoding and is in no file of the model, as JSON values."""
+    tokenizer = tokenizer_of(processor)
+    if tokenizer is None:
+        return {}
+    return {
+        "added": tokenizer.get_added_vocab(),
+        "template": getattr(tokenizer, "chat_template", None),
+        "sides": [tokenizer.padding_side, tokenizer.truncation_side],
+    }
+
+
+def sample_inputs(processor: Any) -> Mapping[str, torch.Tensor]:
+    """Return what a processor makes of two made-up rows; of texts, more than 3 tokens."""
+    if isinstance(processor, PreTrainedTokenizerBase):
+        return dict(processor(["one two three four", "five"], padding=True, return_tensors="pt"))
+    process: Any = processor
+    if isinstance(processor, ImageProcessingMixin):
+        grey = np.full((48, 64, 3), 127, np.uint8)
+        return dict(process(images=[grey, grey], return_tensors="pt"))
+    rate = process.sampling_rate
+    second = np.zeros(rate, np.float32)
+    return dict(process([second, second], sampling_rate=rate, return_tensors="pt"))
