@@ -1,5 +1,6 @@
 """The table of task families: the settings of each by its name. A new family adds two rows."""
 
+from lora_cli.config.audio import AudioClassificationConfig
 from lora_cli.config.language import (
     AnswerChoiceConfig,
     AnswerChoiceSeq2SeqConfig,
@@ -35,6 +36,7 @@ TaskConfig = (
     | AnswerChoiceSeq2SeqConfig
     | ImageClassificationConfig
     | ImageMultiLabelConfig
+    | AudioClassificationConfig
 )
 
 TASKS: dict[str, type[TaskConfig]] = {
@@ -53,5 +55,6 @@ TASKS: dict[str, type[TaskConfig]] = {
     "answer_choice_seq2seq": AnswerChoiceSeq2SeqConfig,
     "image_classification": ImageClassificationConfig,
     "image_multi_label": ImageMultiLabelConfig,
+    "audio_classification": AudioClassificationConfig,
 }
 """Settings of each family, by its name."""

@@ -30,6 +30,7 @@ def load_with_head(
         dtype=dtype,
         seed=seed,
     )
+    family.fit_model(base.model, state)
     if base.new_keys:
         family.start_head(base.model, state)
     return base

@@ -2,6 +2,7 @@
 
 from lora_cli.tasks.answer_choice import AnswerChoice
 from lora_cli.tasks.answer_choice_seq2seq import AnswerChoiceSeq2Seq
+from lora_cli.tasks.audio_classification import AudioClassification
 from lora_cli.tasks.causal_language_modeling import CausalLanguageModeling
 from lora_cli.tasks.chat import Chat
 from lora_cli.tasks.contract import Family
@@ -32,4 +33,5 @@ FAMILIES: dict[str, Family] = {
     "answer_choice_seq2seq": AnswerChoiceSeq2Seq(),
     "image_classification": ImageClassification(),
     "image_multi_label": ImageMultiLabel(),
+    "audio_classification": AudioClassification(),
 }
