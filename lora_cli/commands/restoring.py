@@ -25,6 +25,7 @@ from lora_cli.commands.preparing import Prepared
 from lora_cli.commands.resuming import config_sha256
 from lora_cli.config.composed import Composed
 from lora_cli.config.sections import RunConfig
+from lora_cli.data.media import without_place
 from lora_cli.data.types import Row
 from lora_cli.errors import LoraCliError, Problem, StorageError, UserError, is_storage_error
 from lora_cli.lora.inject import trainable_parameters
@@ -164,9 +165,8 @@ def rows_sha256(rows: Mapping[str, tuple[Row, ...]]) -> str:
     for split in ("train", "validation"):
         found.update(f"\0{split}\0".encode())
         for row in rows.get(split, ()):
-            values = json.dumps(
-                [row.id, dict(row.values)], sort_keys=True, default=lambda x: type(x).__name__
-            )
+            kept = {name: without_place(value) for name, value in row.values.items()}
+            values = json.dumps([row.id, kept], sort_keys=True, default=lambda x: type(x).__name__)
             found.update(values.encode() + b"\n")
     return found.hexdigest()
 

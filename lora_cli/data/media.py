@@ -115,6 +115,14 @@ def read_place(place: Place) -> bytes:
     return bytes(content)
 
 
+def without_place(value: Any) -> Any:
+    """Return what of a row's value stays the same when its files are moved or copied."""
+    if isinstance(value, Mapping) and "modified" in value:
+        moved = ("file", "table", "modified")
+        return {name: part for name, part in value.items() if name not in moved}
+    return value
+
+
 def media_name(row: Row, column: str) -> str:
     """Return what to call the file of a row: its path as written, or the place of the row."""
     value = row.values.get(column)

@@ -82,8 +82,8 @@ def make_processor(kind: str, config: Any, texts: Iterable[str]) -> Any:
     if kind == "feature extractor":
         return _make_feature_extractor(config)
     size = getattr(getattr(config, "vision_config", config), "image_size", _PIXELS)
-    if isinstance(getattr(config, "hidden_sizes", None), list):
-        # Convolutions take images of any size.
+    if isinstance(getattr(config, "depths", None), list | tuple):
+        # Models of stages take images of any size, and begin with very small patches.
         size = _SMALL_PIXELS
     return transformers.ViTImageProcessorPil(size={"height": size, "width": size})
 
@@ -205,14 +205,15 @@ def shrink(config: Any, *, width: int) -> None:
 def _shrink_stages(config: Any, *, width: int) -> None:
     """Make a configuration of stages, as Swin and ConvNeXt have, one of narrow stages, in place."""
     depths = getattr(config, "depths", None)
-    if not isinstance(depths, list):
+    if not isinstance(depths, list | tuple):
         return
-    if isinstance(getattr(config, "hidden_sizes", None), list):
+    if isinstance(getattr(config, "hidden_sizes", None), list | tuple):
         config.hidden_sizes = [width] * len(depths)
     if _size(config, "embed_dim") is not None:
         config.embed_dim, config.hidden_size = width, width * 2 ** (len(depths) - 1)
-    if isinstance(getattr(config, "num_heads", None), list):
+    if isinstance(getattr(config, "num_heads", None), list | tuple):
         config.num_heads = [_HEADS] * len(depths)
+    config.image_size = _SMALL_PIXELS
 
 
 def _suit_tokens(config: Any, tokenizer: Any) -> None:

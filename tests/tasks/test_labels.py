@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from lora_cli.config.tasks import TASKS, DataConfig
+from lora_cli.config.task_families import TASKS
+from lora_cli.config.tasks import DataConfig
 from lora_cli.errors import UserError
 from lora_cli.tasks.labels import indices_of
 from lora_cli.tasks.table import FAMILIES
