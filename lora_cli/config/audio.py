@@ -23,7 +23,7 @@ class SoundAugmentationConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _AudioConfig(TaskSection):
     max_seconds: int | None = field(default=None, metadata={"min": 1, "max": 600})
-    """Seconds read of a sound, a random part in training; null: the longest of train, 30 at most."""
+    """Seconds read of a sound, a random part in training; null: as the longest of train, to 30."""
 
     augmentation: SoundAugmentationConfig = field(default_factory=SoundAugmentationConfig)
 

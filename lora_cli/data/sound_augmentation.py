@@ -53,7 +53,7 @@ def augment_sound(samples: Wave, how: SoundAugmentation, *, seed: int, row_id: s
 
 
 def add_noise(samples: Wave, draw: random.Random, *, ratio: float) -> Wave:
-    """Add white noise of ``power(samples) / 10 ** (ratio / 10)``, where power is the mean square."""
+    """Add white noise of ``power(samples) / 10 ** (ratio / 10)``, power being the mean square."""
     noise = np.random.default_rng(draw.getrandbits(64)).standard_normal(len(samples), np.float32)
     power = float(np.mean(np.square(samples, dtype=np.float64)))
     return samples + noise * np.float32((power / 10 ** (ratio / 10)) ** 0.5)

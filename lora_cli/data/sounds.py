@@ -1,4 +1,4 @@
-"""Sounds: decoded from bytes into one channel of float32, cut and brought to the rate of a model."""
+"""Sounds: decoded from bytes into one channel of float32, cut, and at the rate of a model."""
 
 from io import BytesIO
 from typing import Any
@@ -113,7 +113,10 @@ def _missing_bytes(content: bytes) -> int:
         return 0
     place = 12
     while place + 8 <= len(content):
-        name, size = content[place : place + 4], int.from_bytes(content[place + 4 : place + 8], "little")
+        name, size = (
+            content[place : place + 4],
+            int.from_bytes(content[place + 4 : place + 8], "little"),
+        )
         if name == b"data":
             return 0 if size in _UNKNOWN_SIZES else max(0, place + 8 + size - len(content))
         # Chunks begin at even places.

@@ -63,7 +63,7 @@ def _cut_whisper(model: Any, positions: int) -> None:
 
 
 def _cut_ast(model: Any, frames: int) -> None:
-    """Keep the patches of the first frames: positions are two of its own, then (frequency, time)."""
+    """Keep the patches of the first frames: positions are 2 of its own, then (frequency, time)."""
     embeddings = model.audio_spectrogram_transformer.embeddings
     if frames >= model.config.max_length:
         return

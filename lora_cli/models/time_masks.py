@@ -25,19 +25,19 @@ def seeded_masks(
         ids: Of the rows of the batch.
         samples: Of its longest row.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     stride = getattr(config, "inputs_to_logits_ratio", None)
     if seed is None or stride is None or not getattr(config, "apply_spec_augment", False):
         yield
         return
     # The last frames need more samples than one stride.
     frames = samples // stride - 1
-    before = np.random.get_state()  # noqa: NPY002, the state that transformers draws from
+    before = np.random.get_state()
     digest = hashlib.sha256("/".join([str(seed), *ids]).encode()).digest()
-    np.random.seed(int.from_bytes(digest[:4], "little"))  # noqa: NPY002
+    np.random.seed(int.from_bytes(digest[:4], "little"))
     config.apply_spec_augment = frames > config.mask_time_length
     try:
         yield
     finally:
         config.apply_spec_augment = True
-        np.random.set_state(before)  # noqa: NPY002
+        np.random.set_state(before)

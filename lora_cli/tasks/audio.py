@@ -66,10 +66,6 @@ class AudioFamily(MediaFamily, RowFamily):
             seconds = min(max(1, math.ceil(longest)), _MOST_SECONDS)
         return {**found, "seconds": seconds}
 
-    def describe(self, state: Mapping[str, Any]) -> str:
-        """Say how much is read of each sound, after what else was learned."""
-        return f"{super().describe(state)}, at most {state['seconds']} s of each sound are read"
-
     def fit_model(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         """Cut the window of a model that always reads the same number of seconds."""
         cut_model(model, state["seconds"])
@@ -142,9 +138,7 @@ class AudioReader(MediaReader):
         self, places: Sequence[Place], ids: Sequence[str], *, seed: int | None
     ) -> Mapping[str, torch.Tensor]:
         """Return what the feature extractor makes of sounds, rows first."""
-        waves = [
-            self._wave(place, row_id, seed) for place, row_id in zip(places, ids, strict=True)
-        ]
+        waves = [self._wave(place, row_id, seed) for place, row_id in zip(places, ids, strict=True)]
         settings = {} if math.isfinite(self._window) else {"padding": True}
         found: Mapping[str, torch.Tensor] = self._processor(
             waves, sampling_rate=self._rate, return_tensors="pt", **settings
@@ -159,7 +153,7 @@ class AudioReader(MediaReader):
         return augment_sound(samples, self._augmentation, seed=seed, row_id=row_id)
 
     def _fit(self, samples: Wave, rate: int, *, place: float) -> Wave:
-        """Cut a sound, bring it to the rate of the model, and fill a very short one with silence."""
+        """Cut a sound, bring it to the rate of the model, and add silence to a very short one."""
         kept = cut_sound(samples, math.ceil(self._most * rate), place=place)
         found = resample(kept, rate, self._rate)[: math.ceil(self._most * self._rate)]
         least = math.ceil(_LEAST_SECONDS * self._rate)

@@ -49,6 +49,10 @@ class AudioClassification(AudioFamily, SingleLabelFamily):
     task_type: str | None = None
     targets = (LABEL,)
 
+    def describe(self, state: Mapping[str, Any]) -> str:
+        """Return the number of labels, and how much is read of each sound."""
+        return f"{super().describe(state)}, at most {state['seconds']} s of each sound are read"
+
     def build(
         self, config: AudioClassificationConfig, state: Mapping[str, Any], processor: Any
     ) -> AudioClassificationTask:

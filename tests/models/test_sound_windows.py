@@ -27,8 +27,11 @@ def test_whisper_computes_its_own_layers_on_the_first_positions() -> None:
             states = layer(states, None)
         states = BaseModelOutput(last_hidden_state=encoder.layer_norm(states))
         expected = model(encoder_outputs=states).logits
-        whole = model(**extractor("whisper")(tone(440, 0.7, rate=16000), sampling_rate=16000,
-                                             return_tensors="pt")).logits
+        whole = model(
+            **extractor("whisper")(
+                tone(440, 0.7, rate=16000), sampling_rate=16000, return_tensors="pt"
+            )
+        ).logits
     assert torch.equal(found, expected)
     # Another function than the whole window, in which silence has a part in the mean.
     assert not torch.allclose(found, whole, atol=1e-3)

@@ -60,7 +60,9 @@ def test_a_row_says_the_same_in_every_batch(name: str, rows: list[Row]) -> None:
         alone = [task.forward(model, task.collate([row])) for row in features]
     found = torch.cat([one.outputs["logits"] for one in alone])
     assert torch.allclose(together.outputs["logits"], found, atol=1e-5)
-    assert float(together.loss_sum) == pytest.approx(sum(float(x.loss_sum) for x in alone), abs=1e-4)
+    assert float(together.loss_sum) == pytest.approx(
+        sum(float(x.loss_sum) for x in alone), abs=1e-4
+    )
     assert together.count == len(rows)
 
 
