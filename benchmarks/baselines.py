@@ -37,6 +37,9 @@ Scores = Mapping[str, float]
 
 _SMOOTHING = 0.1
 _SEEN = 2
+_BATCH = 32
+# Strengths to choose from, as scikit-learn's C.
+_REGULARIZATION = (0.001, 0.01, 0.1, 1.0)
 
 
 @dataclass(frozen=True)
@@ -264,6 +267,50 @@ def unigram(case: Case) -> Scores:
     return {"perplexity": math.exp(sum(losses) / len(losses)), "accuracy": hits / len(losses)}
 
 
+def linear_probe(case: Case) -> Scores:
+    """Logistic regression on what the frozen base gives its head, C by the validation rows."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    found = {"train": case.train, "validation": case.splits.rows["validation"], "test": case.test}
+    states = dict(zip(found, _head_inputs(case, list(found.values())), strict=True))
+    labels = {name: list(map(str, case.values(rows, "label"))) for name, rows in found.items()}
+    models = [
+        make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
+        for c in _REGULARIZATION
+    ]
+    for model in models:
+        model.fit(states["train"], labels["train"])
+    best = max(models, key=lambda model: model.score(states["validation"], labels["validation"]))
+    return _classes(case, list(best.predict(states["test"])))
+
+
+def _head_inputs(case: Case, splits: Sequence[Rows]) -> list[Any]:
+    """Return what the last linear layer of the untrained base is given for each row, by split."""
+    import torch
+
+    from lora_cli.commands.preparing import load_model
+    from lora_cli.models.heads import head_names
+    from lora_cli.models.sources import resolve_model
+
+    kind = FAMILIES[case.config.task.family].processor
+    source = resolve_model(str(case.config.model.path), processor=kind)
+    base, _, task = load_model(source, case.config, case.splits.state)
+    seen: list[Any] = []
+    head = base.model.get_submodule(head_names(base.model)[-1])
+    head.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(1)))
+    found = []
+    for rows in splits:
+        seen.clear()
+        with torch.inference_mode():
+            for start in range(0, len(rows), _BATCH):
+                features = [task.encode(row) for row in rows[start : start + _BATCH]]
+                task.forward(base.model, task.collate(features))
+        found.append(torch.cat(seen).numpy())
+    return found
+
+
 def _masked_tokens(task: Any, features: Mapping[str, Any]) -> list[int]:
     """Return the tokens that the task masks in a row when it evaluates."""
     masks = task._masks_of(features, number=None)
@@ -284,7 +331,7 @@ BASELINES: dict[str, Callable[[Case], Scores]] = {
     function.__name__: function
     for function in (
         *(majority, words, characters, likeness, cosine, frequent_labels, words_by_label),
-        *(usual_tag, sentence, overlap, popularity, share_of_likes, unigram),
+        *(usual_tag, sentence, overlap, popularity, share_of_likes, unigram, linear_probe),
     )
 }
 

@@ -214,6 +214,9 @@ def _shrink_stages(config: Any, *, width: int) -> None:
     if isinstance(getattr(config, "num_heads", None), list | tuple):
         config.num_heads = [_HEADS] * len(depths)
     config.image_size = _SMALL_PIXELS
+    if _size(config, "window_size") is not None:
+        # The last stage of such images has two patches a side.
+        config.window_size = 2
 
 
 def _suit_tokens(config: Any, tokenizer: Any) -> None:

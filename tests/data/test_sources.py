@@ -5,7 +5,7 @@ import pytest
 
 from lora_cli.config.tasks import DataConfig
 from lora_cli.data.files import ALL_LAYOUTS
-from lora_cli.data.sources import cache_folder, load_rows
+from lora_cli.data.sources import load_rows
 from lora_cli.errors import UserError
 
 
@@ -114,11 +114,6 @@ def test_a_source_is_needed():
 
 
 def test_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert cache_folder() == tmp_path / "home" / ".cache" / "lora-cli"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "shared"))
-    assert cache_folder() == tmp_path / "shared" / "lora-cli"
     monkeypatch.setenv("LORA_CLI_CACHE", str(tmp_path / "own"))
     write(tmp_path / "own" / "mine" / "train.jsonl", "a")
     assert texts_of("cache://mine") == {"train": ["a"]}
