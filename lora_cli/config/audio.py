@@ -29,6 +29,27 @@ class _AudioConfig(TaskSection):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SpeechRecognitionCTCConfig(TaskSection):
+    """What is said in each sound, letter by letter (CTC)."""
+
+    family: Literal["speech_recognition_ctc"] = "speech_recognition_ctc"
+
+    normalizer: Literal["basic", "none"] = "basic"
+    """basic: NFKC, lower case, no punctuation but apostrophes in words; learned and scored so."""
+
+    max_seconds: int = field(default=20, metadata={"min": 11, "max": 600})
+    """Longer sounds of train are left out; others are read in chunks of so many seconds."""
+
+    stride_seconds: int = field(default=2, metadata={"min": 1, "max": 5})
+    """Seconds that a chunk of a longer sound shares with what stands around it, at each side."""
+
+    augmentation: SoundAugmentationConfig = field(default_factory=SoundAugmentationConfig)
+
+    metric: Literal["wer", "cer"] = "wer"
+    """Metric that selects the best checkpoint, the error rate of words or characters; less wins."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AudioClassificationConfig(_AudioConfig):
     """One label for each sound."""
 

@@ -1,6 +1,6 @@
 """The table of task families: the settings of each by its name. A new family adds two rows."""
 
-from lora_cli.config.audio import AudioClassificationConfig
+from lora_cli.config.audio import AudioClassificationConfig, SpeechRecognitionCTCConfig
 from lora_cli.config.language import (
     AnswerChoiceConfig,
     AnswerChoiceSeq2SeqConfig,
@@ -37,6 +37,7 @@ TaskConfig = (
     | ImageClassificationConfig
     | ImageMultiLabelConfig
     | AudioClassificationConfig
+    | SpeechRecognitionCTCConfig
 )
 
 TASKS: dict[str, type[TaskConfig]] = {
@@ -56,5 +57,6 @@ TASKS: dict[str, type[TaskConfig]] = {
     "image_classification": ImageClassificationConfig,
     "image_multi_label": ImageMultiLabelConfig,
     "audio_classification": AudioClassificationConfig,
+    "speech_recognition_ctc": SpeechRecognitionCTCConfig,
 }
 """Settings of each family, by its name."""

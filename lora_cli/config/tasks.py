@@ -14,6 +14,7 @@ from lora_cli.config.sections import path_field, text_field
 _CLASSES = ("text_classification", "multi_label_classification")
 _IMAGES = ("image_classification", "image_multi_label")
 _SOUNDS = ("audio_classification",)
+_SPEECH = ("speech_recognition_ctc",)
 _SEVERAL = ("multi_label_classification", "image_multi_label")
 _TEXTS = (*_CLASSES, "text_regression")
 _TOKENS = ("token_classification",)
@@ -45,7 +46,7 @@ class DataConfig:
     revision: str | None = text_field()
     """Branch, tag or commit of a hub data set."""
 
-    text_column: str | None = _column(*_TEXTS, *_MASKED, *_CAUSAL, *_CHOSEN)
+    text_column: str | None = _column(*_TEXTS, *_MASKED, *_CAUSAL, *_CHOSEN, *_SPEECH)
     """Column with the text; null takes the first that exists of text, sentence, content, ..."""
 
     text_pair_column: str | None = _column(*_TEXTS, *_CHOSEN)
@@ -54,7 +55,7 @@ class DataConfig:
     image_column: str | None = _column(*_IMAGES)
     """Column with the path or the bytes of an image; null takes the first of image, img, ..."""
 
-    audio_column: str | None = _column(*_SOUNDS)
+    audio_column: str | None = _column(*_SOUNDS, *_SPEECH)
     """Column with the path or the bytes of a sound; null takes the first of audio, sound, ..."""
 
     label_column: str | None = _column(*_TEXTS, *_IMAGES, *_SOUNDS, *_RANKING, *_CHOSEN)

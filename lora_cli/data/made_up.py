@@ -31,6 +31,12 @@ def text(config: Any, number: int) -> str:
     return f"{sentence(number)}."
 
 
+def word(config: Any, number: int) -> str:
+    """Return one word."""
+    del config
+    return sentence(number, words=1)
+
+
 def second_text(config: Any, number: int) -> str:
     """Return another sentence than `text` does."""
     return text(config, number + 1)

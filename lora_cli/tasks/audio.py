@@ -148,13 +148,17 @@ class AudioReader(MediaReader):
     def _wave(self, place: Place, row_id: str, seed: int | None) -> Wave:
         where = 0.5 if seed is None else draw_place(seed=seed, row_id=row_id)
         samples = self._fit(*read_sound(read_place(place)), place=where)
-        if seed is None:
-            return samples
+        return samples if seed is None else self._changed(samples, row_id, seed)
+
+    def _changed(self, samples: Wave, row_id: str, seed: int) -> Wave:
         return augment_sound(samples, self._augmentation, seed=seed, row_id=row_id)
 
     def _fit(self, samples: Wave, rate: int, *, place: float) -> Wave:
         """Cut a sound, bring it to the rate of the model, and add silence to a very short one."""
-        kept = cut_sound(samples, math.ceil(self._most * rate), place=place)
-        found = resample(kept, rate, self._rate)[: math.ceil(self._most * self._rate)]
+        if math.isfinite(self._most):
+            samples = cut_sound(samples, math.ceil(self._most * rate), place=place)
+        found = resample(samples, rate, self._rate)
+        if math.isfinite(self._most):
+            found = found[: math.ceil(self._most * self._rate)]
         least = math.ceil(_LEAST_SECONDS * self._rate)
         return np.pad(found, (0, max(0, least - len(found)))).astype(np.float32)

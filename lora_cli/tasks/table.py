@@ -13,6 +13,7 @@ from lora_cli.tasks.multiple_choice import MultipleChoice
 from lora_cli.tasks.question_answering import QuestionAnswering
 from lora_cli.tasks.ranking import Ranking
 from lora_cli.tasks.seq2seq import Seq2Seq
+from lora_cli.tasks.speech_recognition_ctc import SpeechRecognitionCTC
 from lora_cli.tasks.text_classification import TextClassification
 from lora_cli.tasks.text_regression import TextRegression
 from lora_cli.tasks.token_classification import TokenClassification
@@ -34,4 +35,5 @@ FAMILIES: dict[str, Family] = {
     "image_classification": ImageClassification(),
     "image_multi_label": ImageMultiLabel(),
     "audio_classification": AudioClassification(),
+    "speech_recognition_ctc": SpeechRecognitionCTC(),
 }
