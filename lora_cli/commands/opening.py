@@ -161,7 +161,7 @@ def open_adapter(path: str, *, base: str | None, display: Display | None = None)
     family = FAMILIES[config.task.family]
     loading = as_folder(source, display)
     processor = load_processor(loading, family.processor)
-    task = _bind(family, config, record, processor, where=subject.adapter / RECORD)
+    processor, task = _bind(family, config, record, processor, where=subject.adapter / RECORD)
     loaded = load_with_head(
         loading, family, record.state, dtype=config.model.dtype, seed=config.seed
     )
@@ -183,11 +183,12 @@ def open_adapter(path: str, *, base: str | None, display: Display | None = None)
 
 def _bind(
     family: Family, config: TrainConfig, record: AdapterRecord, processor: Any, *, where: Path
-) -> Task:
-    """Return the task, from the state that the record holds, which has been tried."""
+) -> tuple[Any, Task]:
+    """Return processor and task, from the state that the record holds, which has been tried."""
     try:
         family.model_options(record.state)
-        return family.build(config.task, record.state, processor)
+        processor = family.fit_processor(processor, record.state)
+        return processor, family.build(config.task, record.state, processor)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             Problem(

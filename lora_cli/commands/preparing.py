@@ -208,7 +208,7 @@ def load_model(
     check_architecture(base.model.config, config.model)
     check_length(config, base.model)
     check_forward(base.model, config.trainer)
-    processor = load_processor(source, family.processor)
+    processor = family.fit_processor(load_processor(source, family.processor), state)
     agree_with(processor, base.model, source)
     return base, processor, family.build(config.task, state, processor)
 

@@ -1,4 +1,4 @@
-"""Settings of the task families whose rows have images or sounds."""
+"""Settings of the task families whose rows have images."""
 
 from dataclasses import dataclass, field
 from typing import Literal

@@ -128,7 +128,7 @@ class TrainerConfig:
             "only": {
                 "task.family": (
                     *("text_classification", "token_classification", "seq2seq"),
-                    "image_classification",
+                    *("image_classification", "audio_classification"),
                 )
             },
         },

@@ -1,5 +1,6 @@
 """The table of task families: the settings of each by its name. A new family adds two rows."""
 
+from lora_cli.config.audio import AudioClassificationConfig, SpeechRecognitionCTCConfig
 from lora_cli.config.language import (
     AnswerChoiceConfig,
     AnswerChoiceSeq2SeqConfig,
@@ -35,6 +36,8 @@ TaskConfig = (
     | AnswerChoiceSeq2SeqConfig
     | ImageClassificationConfig
     | ImageMultiLabelConfig
+    | AudioClassificationConfig
+    | SpeechRecognitionCTCConfig
 )
 
 TASKS: dict[str, type[TaskConfig]] = {
@@ -53,5 +56,7 @@ TASKS: dict[str, type[TaskConfig]] = {
     "answer_choice_seq2seq": AnswerChoiceSeq2SeqConfig,
     "image_classification": ImageClassificationConfig,
     "image_multi_label": ImageMultiLabelConfig,
+    "audio_classification": AudioClassificationConfig,
+    "speech_recognition_ctc": SpeechRecognitionCTCConfig,
 }
 """Settings of each family, by its name."""

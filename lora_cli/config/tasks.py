@@ -1,8 +1,9 @@
 """The task section: where the rows are, and the settings of each task family that understands.
 
 `metadata` of a field is that of `lora_cli.config.sections`. A new family adds a dataclass here, or
-in `lora_cli.config.language` if it generates or `lora_cli.config.media` if it reads files, the
-columns that it reads to `DataConfig`, and its row in `lora_cli.config.task_families`.
+in `lora_cli.config.language` if it generates, `lora_cli.config.media` if it reads images or
+`lora_cli.config.audio` if it reads sounds, the columns that it reads to `DataConfig`, and its row
+in `lora_cli.config.task_families`.
 """
 
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from lora_cli.config.sections import path_field, text_field
 
 _CLASSES = ("text_classification", "multi_label_classification")
 _IMAGES = ("image_classification", "image_multi_label")
+_SOUNDS = ("audio_classification",)
+_SPEECH = ("speech_recognition_ctc",)
 _SEVERAL = ("multi_label_classification", "image_multi_label")
 _TEXTS = (*_CLASSES, "text_regression")
 _TOKENS = ("token_classification",)
@@ -43,7 +46,7 @@ class DataConfig:
     revision: str | None = text_field()
     """Branch, tag or commit of a hub data set."""
 
-    text_column: str | None = _column(*_TEXTS, *_MASKED, *_CAUSAL, *_CHOSEN)
+    text_column: str | None = _column(*_TEXTS, *_MASKED, *_CAUSAL, *_CHOSEN, *_SPEECH)
     """Column with the text; null takes the first that exists of text, sentence, content, ..."""
 
     text_pair_column: str | None = _column(*_TEXTS, *_CHOSEN)
@@ -52,7 +55,10 @@ class DataConfig:
     image_column: str | None = _column(*_IMAGES)
     """Column with the path or the bytes of an image; null takes the first of image, img, ..."""
 
-    label_column: str | None = _column(*_TEXTS, *_IMAGES, *_RANKING, *_CHOSEN)
+    audio_column: str | None = _column(*_SOUNDS, *_SPEECH)
+    """Column with the path or the bytes of a sound; null takes the first of audio, sound, ..."""
+
+    label_column: str | None = _column(*_TEXTS, *_IMAGES, *_SOUNDS, *_RANKING, *_CHOSEN)
     """Column with the label, labels or number; null takes the first of label, labels, class, ..."""
 
     label_columns: tuple[str, ...] | None = field(
@@ -127,7 +133,8 @@ class DataConfig:
     """Column with the text wanted, or several, the first of which is learned; null: target, ..."""
 
     label_names: tuple[str, ...] | None = field(
-        default=None, metadata={"only": {"task.family": (*_CLASSES, *_IMAGES, *_TOKENS, *_CHOSEN)}}
+        default=None,
+        metadata={"only": {"task.family": (*_CLASSES, *_IMAGES, *_SOUNDS, *_TOKENS, *_CHOSEN)}},
     )
     """Label or tag names in order; null sorts those found in train. Names integers 0, 1, ..."""
 

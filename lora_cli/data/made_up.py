@@ -32,6 +32,12 @@ def text(config: Any, number: int) -> str:
     return f"{sentence(number)}."
 
 
+def word(config: Any, number: int) -> str:
+    """Return one word."""
+    del config
+    return sentence(number, words=1)
+
+
 def second_text(config: Any, number: int) -> str:
     """Return another sentence than `text` does."""
     return text(config, number + 1)
@@ -64,6 +70,27 @@ def picture(config: Any, number: int) -> bytes:
         Image.frombytes("RGB", size, dots), Image.new("RGB", size, (shade, shade, shade)), 0.3
     )
     picture.save(content, "PNG")
+    return content.getvalue()
+
+
+def sound(config: Any, number: int) -> bytes:
+    """Return a WAV file of half a second, a tone with some noise, low or high by its label."""
+    del config
+    import math
+    import wave
+    from io import BytesIO
+
+    rate, content, draw = 8000, BytesIO(), random.Random(number)
+    pitch = 2 * math.pi * (300 + 500 * (number % 2)) / rate
+    samples = [
+        round(8000 * math.sin(pitch * place) + draw.uniform(-2000, 2000))
+        for place in range(rate // 2 + number % 5)
+    ]
+    with wave.open(content, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(b"".join(value.to_bytes(2, "little", signed=True) for value in samples))
     return content.getvalue()
 
 

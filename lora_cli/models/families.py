@@ -12,6 +12,8 @@ _FUSED = ("query_key_value",)
 _LINEAR = ("linear_q", "linear_v")
 # The two wide layers of a block of ConvNeXt, which has no attention.
 _POINTWISE = ("pwconv1", "pwconv2")
+# WavLM multiplies by the weights of its projections without calling them: an update would be lost.
+_FEED_FORWARD = ("intermediate_dense", "output_dense")
 # The decoder of models that also look at images, whose own layers have the same names.
 _LANGUAGE = ("*language_model.*.q_proj", "*language_model.*.v_proj")
 
@@ -228,7 +230,7 @@ AUTO_TARGETS: dict[str, tuple[str, ...]] = {
     "wav2vec2": _PROJECTIONS,
     "wav2vec2-bert": _LINEAR,
     "wav2vec2-conformer": _LINEAR,
-    "wavlm": _PROJECTIONS,
+    "wavlm": _FEED_FORWARD,
     "whisper": _PROJECTIONS,
     "yolos": _QUERY_VALUE,
 }

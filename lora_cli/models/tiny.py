@@ -18,6 +18,7 @@ from lora_cli.models.processors import tokenizer_of
 _HEADS = 4
 _VOCABULARY = 2000
 _PIXELS, _SMALL_PIXELS = 224, 64
+_CONVOLUTIONS = 32
 _SPECIAL = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -78,11 +79,27 @@ def make_processor(kind: str, config: Any, texts: Iterable[str]) -> Any:
     """
     if kind == "tokenizer":
         return make_tokenizer(texts)
+    if kind == "feature extractor":
+        return _make_feature_extractor(config)
     size = getattr(getattr(config, "vision_config", config), "image_size", _PIXELS)
     if isinstance(getattr(config, "depths", None), list | tuple):
         # Models of stages take images of any size, and begin with very small patches.
         size = _SMALL_PIXELS
     return transformers.ViTImageProcessorPil(size={"height": size, "width": size})
+
+
+def _make_feature_extractor(config: Any) -> Any:
+    """Return what makes the inputs of a model of sounds, at 16 kHz."""
+    match config.model_type:
+        case "whisper":
+            return transformers.WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+        case "audio-spectrogram-transformer":
+            return transformers.ASTFeatureExtractor(
+                num_mel_bins=config.num_mel_bins, max_length=config.max_length
+            )
+    # Those with a group norm were trained without masks.
+    has_mask = getattr(config, "feat_extract_norm", "layer") == "layer"
+    return transformers.Wav2Vec2FeatureExtractor(return_attention_mask=has_mask)
 
 
 def make_tokenizer(texts: Iterable[str]) -> Any:
@@ -177,6 +194,9 @@ def shrink(config: Any, *, width: int) -> None:
         if _size(config, name) is not None:
             setattr(config, name, size)
     _shrink_stages(config, width=width)
+    if isinstance(getattr(config, "conv_dim", None), list | tuple):
+        # Convolutions that a model of sounds begins with.
+        config.conv_dim = [_CONVOLUTIONS] * len(config.conv_dim)
     rope = getattr(config, "rope_parameters", None)
     if isinstance(rope, dict) and any(name in rope for name in _BY_PLACE):
         config.rope_parameters = {"rope_type": "default", "rope_theta": rope["rope_theta"]}

@@ -154,6 +154,12 @@ class Family(Protocol):
     def model_options(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Return keyword arguments for `from_pretrained`, such as the number of labels."""
 
+    def fit_model(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        """Change a model that was just loaded to what is known from the data, in place, if so."""
+
+    def fit_processor(self, processor: Any, state: Mapping[str, Any]) -> Any:
+        """Return the processor that goes with such a model; the one given may be changed."""
+
     def start_head(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         """Change the random values of a new head to what is known from the data, if anything."""
 

@@ -42,6 +42,7 @@ def load_with_head(
     )
     if family.auto_class == _DECODER and sees_later_tokens(base.model):
         raise UserError(_no_decoder(base.model, source))
+    family.fit_model(base.model, state)
     if base.new_keys:
         family.start_head(base.model, state)
     return base

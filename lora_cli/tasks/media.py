@@ -136,10 +136,17 @@ class MediaReader(ABC):
     def inputs(self, batch: Batch, model: Callable[..., Any]) -> Mapping[str, torch.Tensor]:
         """Decode the files of a batch, and put them where the model is, in its number format."""
         found = self.process(batch["places"], batch["ids"], seed=batch.get("seed"))
-        device, dtype = torch.device("cpu"), getattr(model, "dtype", torch.float32)
-        if isinstance(model, nn.Module):
-            device = next(model.parameters()).device
-        return {
-            name: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
-            for name, tensor in found.items()
-        }
+        return like_model(found, model)
+
+
+def like_model(
+    tensors: Mapping[str, torch.Tensor], model: Callable[..., Any]
+) -> Mapping[str, torch.Tensor]:
+    """Return inputs where a model is, in its number format."""
+    device, dtype = torch.device("cpu"), getattr(model, "dtype", torch.float32)
+    if isinstance(model, nn.Module):
+        device = next(model.parameters()).device
+    return {
+        name: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in tensors.items()
+    }

@@ -111,6 +111,15 @@ class RowFamily(ABC):
         """Leave the random values of a new head as they are."""
         del model, state
 
+    def fit_model(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        """Leave a model that was just loaded as it is."""
+        del model, state
+
+    def fit_processor(self, processor: Any, state: Mapping[str, Any]) -> Any:
+        """Return the processor as it was loaded."""
+        del state
+        return processor
+
     def count_labels(self, rows: Sequence[Row], state: Mapping[str, Any]) -> dict[str, int]:
         """Return how often each label is there; nothing where targets are no labels."""
         del rows, state

@@ -2,6 +2,7 @@
 
 from lora_cli.tasks.answer_choice import AnswerChoice
 from lora_cli.tasks.answer_choice_seq2seq import AnswerChoiceSeq2Seq
+from lora_cli.tasks.audio_classification import AudioClassification
 from lora_cli.tasks.causal_language_modeling import CausalLanguageModeling
 from lora_cli.tasks.chat import Chat
 from lora_cli.tasks.contract import Family
@@ -12,6 +13,7 @@ from lora_cli.tasks.multiple_choice import MultipleChoice
 from lora_cli.tasks.question_answering import QuestionAnswering
 from lora_cli.tasks.ranking import Ranking
 from lora_cli.tasks.seq2seq import Seq2Seq
+from lora_cli.tasks.speech_recognition_ctc import SpeechRecognitionCTC
 from lora_cli.tasks.text_classification import TextClassification
 from lora_cli.tasks.text_regression import TextRegression
 from lora_cli.tasks.token_classification import TokenClassification
@@ -32,4 +34,6 @@ FAMILIES: dict[str, Family] = {
     "answer_choice_seq2seq": AnswerChoiceSeq2Seq(),
     "image_classification": ImageClassification(),
     "image_multi_label": ImageMultiLabel(),
+    "audio_classification": AudioClassification(),
+    "speech_recognition_ctc": SpeechRecognitionCTC(),
 }
