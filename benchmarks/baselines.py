@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from frozen import head_inputs
 
 from lora_cli.artifacts.run_dir import read_config
 from lora_cli.config.commands import TrainConfig
@@ -37,7 +38,6 @@ Scores = Mapping[str, float]
 
 _SMOOTHING = 0.1
 _SEEN = 2
-_BATCH = 32
 # Strengths to choose from, as scikit-learn's C.
 _REGULARIZATION = (0.001, 0.01, 0.1, 1.0)
 
@@ -274,7 +274,7 @@ def linear_probe(case: Case) -> Scores:
     from sklearn.preprocessing import StandardScaler
 
     found = {"train": case.train, "validation": case.splits.rows["validation"], "test": case.test}
-    states = dict(zip(found, _head_inputs(case, list(found.values())), strict=True))
+    states = head_inputs(case.config, case.splits.state, found)
     labels = {name: list(map(str, case.values(rows, "label"))) for name, rows in found.items()}
     models = [
         make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
@@ -284,31 +284,6 @@ def linear_probe(case: Case) -> Scores:
         model.fit(states["train"], labels["train"])
     best = max(models, key=lambda model: model.score(states["validation"], labels["validation"]))
     return _classes(case, list(best.predict(states["test"])))
-
-
-def _head_inputs(case: Case, splits: Sequence[Rows]) -> list[Any]:
-    """Return what the last linear layer of the untrained base is given for each row, by split."""
-    import torch
-
-    from lora_cli.commands.preparing import load_model
-    from lora_cli.models.heads import head_names
-    from lora_cli.models.sources import resolve_model
-
-    kind = FAMILIES[case.config.task.family].processor
-    source = resolve_model(str(case.config.model.path), processor=kind)
-    base, _, task = load_model(source, case.config, case.splits.state)
-    seen: list[Any] = []
-    head = base.model.get_submodule(head_names(base.model)[-1])
-    head.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(1)))
-    found = []
-    for rows in splits:
-        seen.clear()
-        with torch.inference_mode():
-            for start in range(0, len(rows), _BATCH):
-                features = [task.encode(row) for row in rows[start : start + _BATCH]]
-                task.forward(base.model, task.collate(features))
-        found.append(torch.cat(seen).numpy())
-    return found
 
 
 def _masked_tokens(task: Any, features: Mapping[str, Any]) -> list[int]:

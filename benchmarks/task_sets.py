@@ -234,4 +234,13 @@ RUNS: dict[str, Run] = {
         UNTRAINED,
         model="flan-t5-small",
     ),
+    "fashion_mnist": Run(
+        *("fashion_mnist", "image_classification", "accuracy"),
+        (
+            *("lora=all-linear", "task.augmentation.crop_scale=1"),
+            *("task.augmentation.color_jitter=0", *steps(1e-3, 3, batch=8)),
+        ),
+        ("majority", "linear_probe"),
+        model="dinov2-small",
+    ),
 }

@@ -8,8 +8,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from tiny_vision import write_image_folder, write_tiny_vision
 
 from lora_cli.config.commands import TrainConfig
+from lora_cli.config.sections import ModelConfig
 from lora_cli.config.task_families import TASKS
 from lora_cli.config.tasks import DataConfig
 from lora_cli.tasks.table import FAMILIES
@@ -29,9 +31,10 @@ def case(baselines: Any, tmp_path: Path) -> Callable[..., Any]:
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
         columns = settings.pop("columns", {})
+        model = ModelConfig(path=settings.pop("model", None))
         task = TASKS[family](data=DataConfig(path=str(tmp_path), **columns), **settings)
         splits = FAMILIES[family].load(task, seed=1)
-        return baselines.Case(TrainConfig(task=task), splits, "test")
+        return baselines.Case(TrainConfig(task=task, model=model), splits, "test")
 
     return make
 
@@ -160,3 +163,19 @@ def test_tokens_are_as_likely_as_they_are_frequent(
         math.exp(-sum(math.log(chance[token]) for token in kept) / len(kept)) for kept in possible
     ]
     assert any(found["perplexity"] == pytest.approx(value) for value in expected)
+
+
+def test_a_linear_probe_tells_images_apart_by_a_frozen_model(
+    baselines: Any, case: Callable[..., Any], tmp_path: Path
+) -> None:
+    write_tiny_vision(tmp_path / "vit", "vit")
+    write_image_folder(tmp_path / "images", test=8)
+    rows = [
+        [
+            {"image": f"images/{path.relative_to(tmp_path / 'images')}", "label": path.parent.name}
+            for path in sorted((tmp_path / "images" / split).rglob("*.png"))
+        ]
+        for split in ("train", "test")
+    ]
+    made = case("image_classification", *rows, model=str(tmp_path / "vit"))
+    assert baselines.linear_probe(made)["accuracy"] == 1
