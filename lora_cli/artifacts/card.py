@@ -5,7 +5,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-_PIPELINES = {"SEQ_CLS": "text-classification"}
+_PIPELINES = {
+    "SEQ_CLS": "text-classification",
+    "AutoModelForImageClassification": "image-classification",
+}
+# By what turns rows into inputs: its class, and how it is called with one row.
+_PROCESSORS = {
+    "tokenizer": ("AutoTokenizer", 'processor("...", return_tensors="pt")'),
+    "image processor": ("AutoImageProcessor", 'processor(images=image, return_tensors="pt")'),
+    "feature extractor": (
+        "AutoFeatureExtractor",
+        'processor(wave, sampling_rate=processor.sampling_rate, return_tensors="pt")',
+    ),
+}
 _MOST_LABELS = 50
 _BAR = "\\|"
 _NOT_WITH_PEFT = (
@@ -28,6 +40,7 @@ class CardData:
         labels: Label names in order; empty for a task without any.
         num_labels: Outputs of the head, where that has a number of its own.
         has_one_label: Whether a row has one label, so that the largest output tells it.
+        processor: What turns rows into inputs, such as "tokenizer".
         split: Split that the metrics are of.
         rows: Number of its rows.
         before: Metrics of the base model by name.
@@ -50,6 +63,7 @@ class CardData:
     labels: Sequence[str]
     num_labels: int | None
     has_one_label: bool
+    processor: str
     split: str
     rows: int
     before: Mapping[str, float]
@@ -79,7 +93,7 @@ def model_card(card: CardData) -> str:
     parts += [
         "## Use",
         "With lora-cli, from this folder:",
-        _fence('lora-cli predict ADAPTER_FOLDER text="..."', "bash"),
+        _fence(f"lora-cli predict ADAPTER_FOLDER {_input(card)}", "bash"),
         *(_with_peft(card, base) if card.loads_in_peft else []),
         *([_NOT_WITH_PEFT] if card.ignored_by_peft else []),
         "## Settings",
@@ -147,10 +161,14 @@ def _front_matter(card: CardData, base: str) -> str:
         *(['- "lora"'] if card.kind == "A LoRA adapter" else []),
         '- "lora-cli"',
     ]
-    pipeline = _PIPELINES.get(card.task_type or "")
+    pipeline = _PIPELINES.get(card.task_type or card.auto_class)
     if pipeline:
         lines.append(f"pipeline_tag: {json.dumps(pipeline)}")
     return "\n".join([*lines, "---"])
+
+
+def _input(card: CardData) -> str:
+    return 'text="..."' if card.processor == "tokenizer" else "input=FILE"
 
 
 def _with_peft(card: CardData, base: str) -> list[str]:
@@ -161,19 +179,20 @@ def _peft_sample(card: CardData, base: str) -> str:
     """Return Python code; the base's name enters it as a literal."""
     auto_class = card.auto_class
     options = f", num_labels={card.num_labels}" if card.num_labels else ""
+    loader, call = _PROCESSORS[card.processor]
     lines = [
         "from peft import PeftModel",
-        f"from transformers import AutoTokenizer, {auto_class}",
+        f"from transformers import {loader}, {auto_class}",
         "",
         f"base = {json.dumps(base)}  # or the folder that holds it",
         f"model = {auto_class}.from_pretrained(base{options})",
         'model = PeftModel.from_pretrained(model, "ADAPTER_FOLDER").eval()',
-        "tokenizer = AutoTokenizer.from_pretrained(base)",
+        f"processor = {loader}.from_pretrained(base)",
     ]
     if card.has_one_label:
         lines += [
             f"labels = {json.dumps(list(card.labels))}",
-            'logits = model(**tokenizer("...", return_tensors="pt")).logits',
+            f"logits = model(**{call}).logits",
             "print(labels[logits.argmax(-1).item()])",
         ]
     return "\n".join(lines)

@@ -40,6 +40,9 @@ tbody tr:last-child > * { border-bottom: 0; }
 .settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; width: 80%; }
 .matrix td { text-align: center; border: 1px solid var(--card); min-width: 3rem; }
 .matrix thead th { text-align: center; }
+.pictures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, 9rem); }
+figure { margin: 0; font-size: .85rem; overflow-wrap: anywhere; }
+figure img { width: 6rem; height: 6rem; object-fit: contain; image-rendering: pixelated; }
 svg { display: block; width: 100%; height: auto; font-size: 15px; }
 svg text { fill: var(--soft); } .grid { stroke: var(--edge); fill: none; }
 .line { stroke: rgb(var(--accent)); stroke-width: 2; fill: none; stroke-linejoin: round; }
@@ -74,6 +77,7 @@ class ReportData:
         averages: "macro" and "weighted", each like one of `classes`.
         notes: Sentences to show under the title.
         data: What the rows are like: a title, the names of columns, and rows of text, each.
+        pictures: Rows that the adapter got wrong: a picture as a data URI, and a text, each.
     """
 
     name: str
@@ -91,6 +95,7 @@ class ReportData:
     averages: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     notes: Sequence[str] = ()
     data: Sequence[DataTable] = ()
+    pictures: Sequence[tuple[str, str]] = ()
 
 
 def write_report(path: Path, report: ReportData) -> None:
@@ -123,6 +128,8 @@ def render_report(report: ReportData) -> str:
         parts = (_confusion(report), scores) if report.confusion else (scores,)
         narrow = len(parts) > 1 and len(report.labels) <= _NARROW_MATRIX
         sections += [_side_by_side(*parts)] if narrow else parts
+    if report.pictures:
+        sections.append(_section("Wrong, the surest first", _pictures(report.pictures)))
     for title, head, rows in report.data:
         lines = [_row(row[0], row[1:]) for row in rows]
         sections.append(_section(title, _table(head, lines)))
@@ -132,7 +139,7 @@ def render_report(report: ReportData) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
         f"<title>{escape(report.name)}</title><style>{_CSS}</style></head>\n"
         f"<body><main><h1>{escape(report.name)}</h1>{notes}\n"
         + "\n".join(sections)
@@ -216,6 +223,14 @@ def _classes(report: ReportData) -> str:
         ]
     ]
     return _table(["label", "precision", "recall", "F1", "rows"], rows)
+
+
+def _pictures(pictures: Sequence[tuple[str, str]]) -> str:
+    shown = "".join(
+        f'<figure><img src="{escape(uri)}" alt=""><figcaption>{escape(text)}</figcaption></figure>'
+        for uri, text in pictures
+    )
+    return f'<div class="pictures">{shown}</div>'
 
 
 def _settings(settings: Mapping[str, str]) -> str:

@@ -14,6 +14,7 @@ from lora_cli.commands.display import Display
 from lora_cli.config.commands import TrainConfig
 from lora_cli.config.schema import flatten, show, to_plain
 from lora_cli.lora.strategies import WITH_LORA
+from lora_cli.tasks.single_label import SingleLabelFamily
 from lora_cli.tasks.table import FAMILIES
 
 # "start" is the adapter that a run starts from, "lora" the first phase of a run of two.
@@ -105,7 +106,8 @@ def head_facts(family: str, state: Mapping[str, Any]) -> dict[str, Any]:
         "auto_class": FAMILIES[family].auto_class,
         "labels": tuple(state.get("labels", ())),
         "num_labels": FAMILIES[family].model_options(state).get("num_labels"),
-        "has_one_label": family == "text_classification",
+        "has_one_label": isinstance(FAMILIES[family], SingleLabelFamily),
+        "processor": FAMILIES[family].processor,
     }
 
 
@@ -148,6 +150,7 @@ def report_data(
         averages={name: details[name] for name in ("macro", "weighted") if name in details},
         notes=notes,
         data=data,
+        pictures=details.get("pictures", ()),
     )
 
 

@@ -1,5 +1,6 @@
 """Images: decoded from bytes, upright and in RGB, whatever their file holds."""
 
+import base64
 import warnings
 from io import BytesIO
 from typing import Any
@@ -9,6 +10,7 @@ from lora_cli.data.media import MediaError
 # Formats of photographs and drawings; Pillow has readers of others, some of which start programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _WHITE = (255, 255, 255)
+_THUMBNAIL = 96
 
 
 def read_image(content: bytes) -> Any:
@@ -34,6 +36,14 @@ def describe_image(content: bytes) -> dict[str, Any]:
         "measures": {"width": image.width, "height": image.height},
         "kinds": {"format": image.format or "", "mode": image.mode},
     }
+
+
+def thumbnail(content: bytes) -> str:
+    """Return a small copy of an image as a data URI, which a page can hold in itself."""
+    image, small = read_image(content), BytesIO()
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    image.save(small, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}"
 
 
 def to_rgb(image: Any) -> Any:

@@ -77,8 +77,7 @@ def locate(value: Any, source: str) -> Place:
 def _file_place(path: str, source: str) -> Place:
     if not path.strip():
         raise MediaError("an empty path")
-    # The source of a folder ends with a separator, which Path would drop.
-    file = Path(os.path.dirname(source)) / Path(path).expanduser()  # noqa: PTH120
+    file = Path(os.path.dirname(source)) / Path(path).expanduser()  # noqa: PTH120, keeps a folder
     try:
         facts = file.stat()
     except (OSError, ValueError) as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_cli.config import adapters, distributed, optim, sections, strategies, tasks
+from lora_cli.config import adapters, distributed, media, optim, sections, strategies, tasks
 from lora_cli.config import commands as command_configs
 from lora_cli.tasks.table import FAMILIES
 
@@ -22,7 +22,10 @@ DECIDES_THE_CLASS = {
 FIELDS = sorted(
     {
         (cls.__name__, field.name)
-        for module in (sections, adapters, distributed, strategies, optim, tasks, command_configs)
+        for module in (
+            *(sections, adapters, distributed, strategies, optim, tasks, media),
+            command_configs,
+        )
         for cls in vars(module).values()
         if isinstance(cls, type) and dataclasses.is_dataclass(cls)
         for field in dataclasses.fields(cls)

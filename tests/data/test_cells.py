@@ -56,7 +56,7 @@ def test_rows_hold_places_of_their_bytes(
 def test_another_file_of_that_name_is_read_anew(tmp_path: Path, cache: Path) -> None:
     path = write(tmp_path / "rows.parquet", VALUES)
     read_file(path, keep_bytes=False)
-    write(path, VALUES[:5] + [{"bytes": b"new", "path": None}])
+    write(path, [*VALUES[:5], {"bytes": b"new", "path": None}])
     assert read(read_file(path, keep_bytes=False)[-1].values["image"]) == b"new"
     assert len(list(cache.iterdir())) == 2
 

@@ -88,7 +88,7 @@ PHOTO = png(Image.frombytes("RGB", (40, 40), bytes(range(240)) * 20), "JPEG")
 
 @pytest.mark.parametrize("content", [WHOLE[: len(WHOLE) // 2], PHOTO[: len(PHOTO) // 2]])
 def test_a_file_that_was_cut_off_is_refused(content: bytes) -> None:
-    with pytest.raises(MediaError, match="[Tt]runcated"):
+    with pytest.raises(MediaError, match=r"[Tt]runcated"):
         describe_image(content)
 
 

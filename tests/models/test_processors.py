@@ -1,0 +1,85 @@
+"""Processors of every kind, loaded from folders alone."""
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import transformers
+from tiny_vision import PIXELS, write_tiny_vision
+
+from lora_cli.errors import UserError
+from lora_cli.models.processors import (
+    agree_with,
+    load_processor,
+    processor_facts,
+    sample_inputs,
+    tokenizer_of,
+)
+from lora_cli.models.sources import resolve_model
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vit")
+    write_tiny_vision(folder, "vit")
+    return folder
+
+
+def test_a_tokenizer_is_its_own(tiny_model_dir: Callable[..., Path]) -> None:
+    tokenizer = load_processor(resolve_model(str(tiny_model_dir())), "tokenizer")
+    assert tokenizer_of(tokenizer) is tokenizer
+    assert processor_facts(tokenizer)["sides"] == ["right", "right"]
+    assert sample_inputs(tokenizer)["input_ids"].shape[-1] > 3
+
+
+def test_an_image_processor_has_none(vit: Path) -> None:
+    source = resolve_model(str(vit), processor="image processor")
+    processor = load_processor(source, "image processor")
+    assert tokenizer_of(processor) is None
+    assert processor_facts(processor) == {}
+    assert sample_inputs(processor)["pixel_values"].shape == (2, 3, PIXELS, PIXELS)
+    other: Any = SimpleNamespace()
+    agree_with(processor, other, source)
+    assert "preprocessor_config.json" in source.settings
+
+
+def test_the_tokenizer_of_a_combined_processor() -> None:
+    assert tokenizer_of(SimpleNamespace(tokenizer="it")) == "it"
+
+
+def test_a_feature_extractor_makes_a_second_of_silence() -> None:
+    extractor = transformers.Wav2Vec2FeatureExtractor()
+    assert sample_inputs(extractor)["input_values"].shape == (2, 16_000)
+
+
+def test_a_folder_without_one_is_refused(vit: Path, tmp_path: Path) -> None:
+    shutil.copytree(vit, tmp_path / "m")
+    (tmp_path / "m" / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match="with an image processor") as caught:
+        resolve_model(str(tmp_path / "m"), processor="image processor")
+    assert caught.value.problems[0].id == "model.no-image-processor"
+
+
+def test_one_that_cannot_be_read_is_refused(vit: Path, tmp_path: Path) -> None:
+    shutil.copytree(vit, tmp_path / "m")
+    (tmp_path / "m" / "preprocessor_config.json").write_text('{"image_processor_type": "Nothing"}')
+    (tmp_path / "m" / "config.json").write_text('{"model_type": "bert"}')
+    source = resolve_model(str(tmp_path / "m"), processor="image processor")
+    with pytest.raises(UserError, match="that transformers can load") as caught:
+        load_processor(source, "image processor")
+    assert caught.value.problems[0].id == "model.bad-processor"
+
+
+def test_the_extra_is_named(vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = resolve_model(str(vit), processor="image processor")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "PIL" else find(name)
+    )
+    with pytest.raises(UserError) as caught:
+        load_processor(source, "image processor")
+    assert caught.value.problems[0].fix == 'pip install "lora-cli[vision]"'
