@@ -155,6 +155,12 @@ RUNS: dict[str, Run] = {
         ),
         ("unigram",),
     ),
+    "fsdd": Run(
+        *("fsdd", "audio_classification", "accuracy"),
+        ("task.max_seconds=1", *steps(5e-4, 4, batch=8)),
+        ("majority", "linear_probe"),
+        model="whisper-base",
+    ),
     "ag_news_after_words": Run(
         *("ag_news", "text_classification", "accuracy"),
         _TOPICS,
