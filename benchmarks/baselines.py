@@ -286,41 +286,6 @@ def linear_probe(case: Case) -> Scores:
     return _classes(case, list(best.predict(states["test"])))
 
 
-def _head_inputs(case: Case, splits: Sequence[Rows]) -> list[Any]:
-    """Return what the head of the untrained base is given for each row, by split.
-
-    That of sounds begins with a layer at each moment, whose inputs are averaged over time; batches
-    of one keep their rows in order, whatever their lengths.
-    """
-    import torch
-
-    from lora_cli.commands.preparing import load_model
-    from lora_cli.models.heads import head_names
-    from lora_cli.models.sources import resolve_model
-
-    kind = FAMILIES[case.config.task.family].processor
-    source = resolve_model(str(case.config.model.path), processor=kind)
-    base, _, task = load_model(source, case.config, case.splits.state)
-    seen: list[Any] = []
-    names = head_names(base.model)
-    first = "projector" if hasattr(base.model, "projector") else names[-1]
-    size = 1 if kind == "feature extractor" else _BATCH
-
-    def keep(_: Any, given: Any) -> None:
-        seen.append(given[0].mean(1) if given[0].dim() == 3 else given[0].flatten(1))
-
-    base.model.get_submodule(first).register_forward_pre_hook(keep)
-    found = []
-    for rows in splits:
-        seen.clear()
-        with torch.inference_mode():
-            for start in range(0, len(rows), size):
-                features = [task.encode(row) for row in rows[start : start + size]]
-                task.forward(base.model, task.collate(features))
-        found.append(torch.cat(seen).numpy())
-    return found
-
-
 def _masked_tokens(task: Any, features: Mapping[str, Any]) -> list[int]:
     """Return the tokens that the task masks in a row when it evaluates."""
     masks = task._masks_of(features, number=None)

@@ -16,7 +16,10 @@ from lora_cli.tasks.table import FAMILIES
 BASE = ("train", "model=bert", "smoke=true")
 # A model that has the head of a family, and what is said of it.
 BERT = ("bert", "bert of 12 layers for google-bert/bert-base-uncased")
+SOUNDS = ("wav2vec2-base", "wav2vec2 of 12 layers for facebook/wav2vec2-base")
 OTHERS = {
+    "AutoModelForAudioClassification": SOUNDS,
+    "AutoModelForCTC": SOUNDS,
     "AutoModelForImageClassification": ("vit", "vit of 12 layers for google/vit-base-patch16-224"),
     "AutoModelForSeq2SeqLM": ("flan-t5-small", "t5 of 8 layers for google/flan-t5-small"),
     "AutoModelForCausalLM": ("gpt2", "gpt2 of 12 layers for openai-community/gpt2"),
