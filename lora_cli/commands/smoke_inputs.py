@@ -132,7 +132,8 @@ def _limited(task: Any, *, train: int, evaluated: int) -> Any:
 def _rows_of_a_batch(task: Any, family: Family, splits: Splits, model: Path) -> int:
     """Return how many rows have room in a batch that is run in a moment, one at least."""
     source = resolve_model(str(model), processor=family.processor)
-    bound = family.build(task, splits.state, load_processor(source, family.processor))
+    processor = family.fit_processor(load_processor(source, family.processor), splits.state)
+    bound = family.build(task, splits.state, processor)
     counts = [_count_tokens(bound.encode(row)) for row in splits.rows["train"]]
     return max(1, min(_BATCH, _BATCH_TOKENS * len(counts) // max(1, sum(counts))))
 
