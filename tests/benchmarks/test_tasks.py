@@ -42,7 +42,9 @@ def test_the_rows_of_the_table_name_settings_and_baselines_that_exist(
         assert set(item.baselines) <= {*baselines, tasks.UNTRAINED}
         for other in (item.start, item.beside):
             assert other is None or names.index(other) < place
-    assert {item.family for item in tasks.RUNS.values()} == set(FAMILIES)
+    # No data set at hand is for these; docs/benchmarks.md says so.
+    without = {"image_multi_label", "speech_recognition_ctc"}
+    assert {item.family for item in tasks.RUNS.values()} == set(FAMILIES) - without
 
 
 def test_a_row_without_its_data_or_model_is_left_out(tasks: Any, tmp_path: Path) -> None:
