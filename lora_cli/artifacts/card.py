@@ -11,7 +11,7 @@ _PIPELINES = {
 }
 # By what turns rows into inputs: its class, and how it is called with one row.
 _PROCESSORS = {
-    "tokenizer": ("AutoTokenizer", 'processor("...", return_tensors="pt")'),
+    "tokenizer": ("AutoTokenizer", 'tokenizer("...", return_tensors="pt")'),
     "image processor": ("AutoImageProcessor", 'processor(images=image, return_tensors="pt")'),
     "feature extractor": (
         "AutoFeatureExtractor",
@@ -187,7 +187,7 @@ def _peft_sample(card: CardData, base: str) -> str:
         f"base = {json.dumps(base)}  # or the folder that holds it",
         f"model = {auto_class}.from_pretrained(base{options})",
         'model = PeftModel.from_pretrained(model, "ADAPTER_FOLDER").eval()',
-        f"processor = {loader}.from_pretrained(base)",
+        f"{call.partition('(')[0]} = {loader}.from_pretrained(base)",
     ]
     if card.has_one_label:
         lines += [

@@ -17,6 +17,7 @@ from transformers.utils import logging as chatter
 
 from lora_cli.errors import Problem, UserError
 from lora_cli.models.folders import KEY
+from lora_cli.models.heads import head_names
 from lora_cli.models.sources import ModelSource
 
 # What transformers raises for folders that it cannot make sense of.
@@ -273,8 +274,11 @@ def _check_backbone(
     model: Any, new_keys: tuple[str, ...], mismatched: set[str], source: ModelSource
 ) -> list[Problem]:
     """Return a problem if more than heads and poolers would start from random values."""
-    prefix = model.base_model_prefix + "."
-    inside = [key for key in new_keys if key.startswith(prefix)]
+    prefix, heads = f"{model.base_model_prefix}.", tuple(f"{name}." for name in head_names(model))
+    # The classifiers of CLIP and SigLIP hold half of the body, under another name than its own.
+    is_named = hasattr(model, model.base_model_prefix)
+    inside = [key for key in new_keys if key.startswith(prefix) or not is_named]
+    inside = [key for key in inside if key.startswith(prefix) or not key.startswith(heads)]
     lost = [key for key in inside if key in mismatched or LAYER_OR_EMBEDDING.search(key.lower())]
     if not lost:
         return []

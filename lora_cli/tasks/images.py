@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from lora_cli.config.media import AugmentationConfig
@@ -66,7 +67,9 @@ class ImageReader(MediaReader):
                 augment(image, self._augmentation, seed=seed, row_id=row_id)
                 for image, row_id in zip(images, ids, strict=True)
             ]
+        # Arrays, whose channels are last whatever library the processor works with.
+        arrays = [np.array(image) for image in images]
         found: Mapping[str, torch.Tensor] = self._processor(
-            images=images, return_tensors="pt", input_data_format="channels_last"
+            images=arrays, return_tensors="pt", input_data_format="channels_last"
         )
         return dict(found)

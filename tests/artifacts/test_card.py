@@ -11,6 +11,7 @@ from markdown_it import MarkdownIt
 from lora_cli.artifacts.card import CardData, model_card, public_name
 
 CARD = CardData(
+    processor="tokenizer",
     name="movie-reviews",
     base="sentence-transformers/all-MiniLM-L6-v2",
     base_sha256="ab" * 32,
@@ -152,3 +153,17 @@ def test_what_peft_would_pass_over_is_said() -> None:
     assert "Not with peft" in html_of(parts(model_card(card))[1])
     for other in (CARD, dataclasses.replace(CARD, loads_in_peft=False)):
         assert "Not with peft" not in model_card(other)
+
+
+def test_a_card_of_images_shows_how_they_are_read() -> None:
+    auto_class = "AutoModelForImageClassification"
+    card = model_card(
+        dataclasses.replace(
+            CARD, processor="image processor", auto_class=auto_class, task_type=None
+        )
+    )
+    assert 'pipeline_tag: "image-classification"' in card
+    assert "lora-cli predict ADAPTER_FOLDER input=FILE" in card
+    assert f"from transformers import AutoImageProcessor, {auto_class}" in card
+    assert "processor = AutoImageProcessor.from_pretrained(base)" in card
+    assert 'logits = model(**processor(images=image, return_tensors="pt")).logits' in card

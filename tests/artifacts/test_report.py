@@ -105,7 +105,8 @@ def test_nothing_is_fetched_or_run() -> None:
         name for name, _ in page.attributes
     }
     assert "url(" not in render_report(REPORT)
-    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert ("content", policy) in page.attributes
     assert ("name", "viewport") in page.attributes
 
 
@@ -186,3 +187,15 @@ def test_write_replaces_the_file_as_a_whole(tmp_path: Path) -> None:
     assert text.endswith("</html>\n")
     assert "ärger" in text
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_pictures_are_in_the_page_itself() -> None:
+    uri = "data:image/png;base64,AAAA"
+    report = dataclasses.replace(
+        REPORT, pictures=[(uri, 'a"><script>: red, taken for blue (97 %)')]
+    )
+    page = render_report(report)
+    assert f'<img src="{uri}" alt="">' in page
+    assert "a&quot;&gt;&lt;script&gt;: red, taken for blue (97 %)" in page
+    assert "<script>" not in page
+    assert "Wrong, the surest first" not in render_report(REPORT)

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import transformers
+from safetensors.torch import load_file, save_file
 from tiny_vision import PIXELS, write_tiny_vision
 
 from lora_cli.errors import UserError
+from lora_cli.models.base import load_base
 from lora_cli.models.processors import (
     agree_with,
     load_processor,
@@ -83,3 +85,22 @@ def test_the_extra_is_named(vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError) as caught:
         load_processor(source, "image processor")
     assert caught.value.problems[0].fix == 'pip install "lora-cli[vision]"'
+
+
+def test_a_lost_layer_of_the_image_half_of_clip_is_told(tmp_path: Path) -> None:
+    """Its classifier names the body otherwise than other models do."""
+    write_tiny_vision(tmp_path, "clip")
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    lost = "vision_model.encoder.layers.1.mlp.fc1.weight"
+    save_file({name: x for name, x in weights.items() if name != lost}, file, {"format": "pt"})
+    source = resolve_model(str(tmp_path), processor="image processor")
+    options = {"num_labels": 2}
+    with pytest.raises(UserError, match=f"missing or of another shape, such as {lost}"):
+        load_base(
+            source,
+            auto_class="AutoModelForImageClassification",
+            options=options,
+            dtype="auto",
+            seed=0,
+        )
