@@ -198,7 +198,6 @@ def load_again(prepared: Prepared, config: TrainConfig) -> BaseModel:
         dtype=config.model.dtype,
         seed=config.seed,
     )
-    agree_with(prepared.processor, base.model, prepared.source)
     # The tokenizer has the tokens that were added; the model gets room for them again.
     prepare_tokens(
         base.model,
@@ -206,6 +205,7 @@ def load_again(prepared: Prepared, config: TrainConfig) -> BaseModel:
         config.lora.trainable_tokens,
         seed=config.seed,
     )
+    agree_with(prepared.processor, base.model, prepared.source)
     return base
 
 

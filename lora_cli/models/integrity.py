@@ -30,6 +30,7 @@ _VOCABULARIES = (
     "source.spm",
     "target.spm",
     "target_vocab.json",
+    "normalizer.json",
 )
 _SETTINGS = (
     "config.json",

@@ -26,7 +26,7 @@ def test_packing_is_on_for_texts_and_off_for_conversations() -> None:
     }
     assert packs == {"chat", "causal_language_modeling"}
     # Others leave rows as they are.
-    rows: Any = [{"id": "1"}]
+    rows: Any = [{"id": "1", "measures": {"seconds": 1.0}}]
     for name in set(TASKS) - packs:
         assert FAMILIES[name].arrange(TASKS[name](), rows, None) == (rows, ())  # type: ignore[arg-type]
 

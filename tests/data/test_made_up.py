@@ -50,7 +50,16 @@ def test_rows_have_the_columns_of_the_settings(family: str) -> None:
     assert len({str(row) for row in rows}) == 24
     columns = {
         f"{name}_column": f"my {name}"
-        for name in ("text", "tokens", "question", "candidate", "prompt", "source", "image")
+        for name in (
+            "text",
+            "tokens",
+            "question",
+            "candidate",
+            "prompt",
+            "source",
+            "image",
+            "audio",
+        )
     }
     config = replace(config, data=replace(config.data, **columns))
     for row in FAMILIES[family].made_up_rows(config, 3):

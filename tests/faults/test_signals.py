@@ -63,7 +63,7 @@ PHASES = {
     "configuration": Phase("lora_cli.config.jobs.check_config", is_early=True),
     "reading": Phase("lora_cli.commands.preparing._load_inputs", is_early=True),
     "model": Phase("lora_cli.commands.preparing.load_model", is_early=True),
-    "tokenising": Phase("lora_cli.commands.preparing.encode_rows", is_early=True),
+    "tokenising": Phase("lora_cli.commands.preparing.encode_splits", is_early=True),
     "base evaluation": Phase("lora_cli.training.evaluation.move_to", count=2, is_early=True),
     "first forward": Phase("lora_cli.training.loop.seed_step", step=1),
     "accumulation": Phase("lora_cli.training.loop.move_to", count=2 * 2 + 2, step=3),
