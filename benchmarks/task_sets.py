@@ -243,8 +243,8 @@ RUNS: dict[str, Run] = {
     "fashion_mnist": Run(
         *("fashion_mnist", "image_classification", "accuracy"),
         (
-            *("lora=all-linear", "task.augmentation.crop_scale=1"),
-            *("task.augmentation.color_jitter=0", *steps(1e-3, 3, batch=8)),
+            *("lora=all-linear", "task.augmentation.crop_scale=0.8"),
+            *("task.augmentation.color_jitter=0", *steps(3e-4, 4)),
         ),
         ("majority", "linear_probe"),
         model="dinov2-small",
