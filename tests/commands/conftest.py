@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trained_run import TrainedRun
 
 COLOURS = {"grass": "green", "snow": "white", "coal": "black", "sky": "blue", "blood": "red"}
 WORDS = ("user", "assistant", "system", "what", "colour", "is", "it", "now", "please", "so")
@@ -74,20 +75,11 @@ def rows(tmp_path: Path, tiny_run: Any) -> Callable[..., Path]:
 
 
 @dataclass(frozen=True)
-class FamilyRun:
-    """A finished run of a task family, with the arguments that made it and what it said."""
+class FamilyRun(TrainedRun):
+    """A finished run of a task family, with its name and what it said."""
 
     name: str
-    path: Path
-    base: Path
-    data: Path
-    settings: tuple[str, ...]
     said: Any
-
-    @property
-    def result(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.path / "result.json").read_text())
-        return found
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         text = (self.path / "predictions" / name).read_text(encoding="utf-8")
@@ -119,7 +111,7 @@ def train_family(
         whole = (*kept, *settings)
         finished = run_cli("train", *whole, "run.name=a", cwd=cwd)
         assert finished.code == 0, finished.err
-        return FamilyRun(name, cwd / "runs" / "a", tiny_model_dir(), data, whole, finished)
+        return FamilyRun(cwd / "runs" / "a", tiny_model_dir(), data, whole, name, finished)
 
     return train
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,9 @@ import peft
 import pytest
 import torch
 import transformers
+from trained_run import TrainedRun
 
 ANSWERS = 'task.answers={negative: "very bad", positive: good}'
-
-
-@dataclass(frozen=True)
-class ChoiceRun:
-    path: Path
-    base: Path
-    data: Path
-    settings: tuple[str, ...]
-
-    @property
-    def result(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.path / "result.json").read_text())
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +21,7 @@ def choice_run(
     tiny_run: Any,
     tiny_language_dir: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
-) -> ChoiceRun:
+) -> TrainedRun:
     cwd, base = tmp_path_factory.mktemp("answers"), tiny_language_dir("llama")
     settings = (
         f"model.path={base}",
@@ -51,10 +38,10 @@ def choice_run(
     )
     finished = run_cli("train", *settings, "run.name=a", "--quiet", cwd=cwd)
     assert finished.code == 0, finished.err
-    return ChoiceRun(cwd / "runs" / "a", base, tiny_run.data, settings)
+    return TrainedRun(cwd / "runs" / "a", base, tiny_run.data, settings)
 
 
-def test_it_learns(choice_run: ChoiceRun) -> None:
+def test_it_learns(choice_run: TrainedRun) -> None:
     base, adapter = choice_run.result["base"], choice_run.result["adapter"]
     assert set(adapter) == {"accuracy", "macro_f1", "matthews_correlation", "loss"}
     assert adapter["accuracy"] > 0.8 > base["accuracy"]
@@ -65,7 +52,7 @@ def test_it_learns(choice_run: ChoiceRun) -> None:
     assert "AutoModelForCausalLM" in (choice_run.path / "adapter" / "README.md").read_text()
 
 
-def test_all_forms_choose_the_same(choice_run: ChoiceRun, run_cli: Any, tmp_path: Path) -> None:
+def test_all_forms_choose_the_same(choice_run: TrainedRun, run_cli: Any, tmp_path: Path) -> None:
     merged = tmp_path / "merged"
     done = run_cli("merge", choice_run.path, f"output={merged}", "--json", cwd=tmp_path)
     assert done.code == 0, done.err
@@ -80,7 +67,9 @@ def test_all_forms_choose_the_same(choice_run: ChoiceRun, run_cli: Any, tmp_path
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-def test_predictions_are_those_of_peft(choice_run: ChoiceRun, run_cli: Any, tmp_path: Path) -> None:
+def test_predictions_are_those_of_peft(
+    choice_run: TrainedRun, run_cli: Any, tmp_path: Path
+) -> None:
     base = transformers.AutoModelForCausalLM.from_pretrained(choice_run.base)
     model = peft.PeftModel.from_pretrained(base, choice_run.path / "adapter").eval()
     assert type(model) is peft.PeftModelForCausalLM
@@ -103,7 +92,7 @@ def test_predictions_are_those_of_peft(choice_run: ChoiceRun, run_cli: Any, tmp_
     assert line["label"] == names[int(wanted[1] > wanted[0])]
 
 
-def test_an_adapter_is_trained_on(choice_run: ChoiceRun, run_cli: Any, tmp_path: Path) -> None:
+def test_an_adapter_is_trained_on(choice_run: TrainedRun, run_cli: Any, tmp_path: Path) -> None:
     kept = [s for s in choice_run.settings if not s.startswith(("lora.", "trainer."))]
     more = ("trainer.max_steps=1", f"adapter={choice_run.path}", "run.dir=again", "--quiet")
     done = run_cli("train", *kept, *more, cwd=tmp_path)
@@ -153,7 +142,7 @@ def test_recommendations_are_yes_or_no(
     ],
 )
 def test_what_cannot_be_is_refused(
-    choice_run: ChoiceRun, run_cli: Any, tmp_path: Path, setting: str, id_: str
+    choice_run: TrainedRun, run_cli: Any, tmp_path: Path, setting: str, id_: str
 ) -> None:
     kept = [s for s in choice_run.settings if s.partition("=")[0] != setting.partition("=")[0]]
     done = run_cli("train", *kept, setting, "run.dir=b", cwd=tmp_path)

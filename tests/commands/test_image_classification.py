@@ -5,7 +5,6 @@ import json
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import transformers
 from PIL import Image
 from sklearn import metrics
 from tiny_vision import png, striped, write_image_folder, write_tiny_vision
+from trained_run import TrainedRun
 
 # Layers that are adapted, by model; the last of ConvNeXt is a convolution.
 KINDS = {
@@ -26,19 +26,6 @@ KINDS = {
     "convnext": ("pwconv1", "pwconv2", "downsampling_layer.1"),
     "clip": ("q_proj", "v_proj"),
 }
-
-
-@dataclass(frozen=True)
-class Trained:
-    path: Path
-    base: Path
-    data: Path
-    settings: tuple[str, ...]
-
-    @property
-    def result(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.path / "result.json").read_text())
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +49,8 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @pytest.fixture(scope="module")
 def train(
     run_cli: Any, images: Path, bases: Callable[[str], Path], tmp_path_factory: Any
-) -> Callable[..., Trained]:
-    def run(kind: str, *more: str, task: str = "image_classification") -> Trained:
+) -> Callable[..., TrainedRun]:
+    def run(kind: str, *more: str, task: str = "image_classification") -> TrainedRun:
         cwd = tmp_path_factory.mktemp("run")
         settings = (
             f"model.path={bases(kind)}",
@@ -77,13 +64,13 @@ def train(
         settings = (*(s for s in settings if s.partition("=")[0] not in named), *more)
         done = run_cli("train", *settings, "run.name=a", cwd=cwd)
         assert done.code == 0, done.err
-        return Trained(cwd / "runs" / "a", bases(kind), images, settings)
+        return TrainedRun(cwd / "runs" / "a", bases(kind), images, settings)
 
     return run
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def trained(request: pytest.FixtureRequest, train: Callable[..., Trained]) -> Trained:
+def trained(request: pytest.FixtureRequest, train: Callable[..., TrainedRun]) -> TrainedRun:
     return train(request.param)
 
 
@@ -100,7 +87,7 @@ def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return found
 
 
-def test_training_lowers_the_loss_and_reports_the_files(trained: Trained) -> None:
+def test_training_lowers_the_loss_and_reports_the_files(trained: TrainedRun) -> None:
     result = trained.result
     assert set(result["adapter"]) == {"accuracy", "top5_accuracy", "macro_f1", "loss"}
     assert result["adapter"]["loss"] < 0.8 * result["base"]["loss"]
@@ -117,7 +104,7 @@ def test_training_lowers_the_loss_and_reports_the_files(trained: Trained) -> Non
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_peft_transformers_and_onnx_say_the_same(
-    trained: Trained, run_cli: Any, tmp_path: Path
+    trained: TrainedRun, run_cli: Any, tmp_path: Path
 ) -> None:
     merged, exported = tmp_path / "merged", tmp_path / "model.onnx"
     for command, output in (("merge", merged), ("export", exported)):
@@ -141,11 +128,11 @@ def test_peft_transformers_and_onnx_say_the_same(
 
 
 @pytest.fixture(scope="module")
-def vit(train: Callable[..., Trained]) -> Trained:
+def vit(train: Callable[..., TrainedRun]) -> TrainedRun:
     return train("vit")
 
 
-def test_all_forms_have_the_same_scores(vit: Trained, run_cli: Any, tmp_path: Path) -> None:
+def test_all_forms_have_the_same_scores(vit: TrainedRun, run_cli: Any, tmp_path: Path) -> None:
     forms = (f"merged={tmp_path / 'm'}", f"exported={tmp_path / 'm.onnx'}")
     for command, form in zip(("merge", "export"), forms, strict=True):
         output = "output=" + form.partition("=")[2]
@@ -156,7 +143,9 @@ def test_all_forms_have_the_same_scores(vit: Trained, run_cli: Any, tmp_path: Pa
         assert done.lines[0][form] == pytest.approx(done.lines[0]["adapter"], abs=1e-4)
 
 
-def test_metrics_are_those_of_scikit_learn_on_the_predictions(vit: Trained, run_cli: Any) -> None:
+def test_metrics_are_those_of_scikit_learn_on_the_predictions(
+    vit: TrainedRun, run_cli: Any
+) -> None:
     done = run_cli("eval", vit.path, "--json", cwd=vit.path)
     assert done.code == 0, done.err
     lines = (vit.path / "predictions" / "test.jsonl").read_text().splitlines()
@@ -168,7 +157,9 @@ def test_metrics_are_those_of_scikit_learn_on_the_predictions(vit: Trained, run_
     assert {row["id"].split("/")[1] for row in rows} == {"red", "blue"}
 
 
-def test_predict_reads_a_folder_a_file_and_rows(vit: Trained, run_cli: Any, tmp_path: Path) -> None:
+def test_predict_reads_a_folder_a_file_and_rows(
+    vit: TrainedRun, run_cli: Any, tmp_path: Path
+) -> None:
     folder = vit.data / "test"
     done = run_cli("predict", vit.path, f"input={folder}", cwd=tmp_path)
     assert done.code == 0, done.err
@@ -190,13 +181,13 @@ def test_predict_reads_a_folder_a_file_and_rows(vit: Trained, run_cli: Any, tmp_
     assert held.lines[0]["image"] == {"path": "0.png"}
 
 
-def test_a_text_is_no_image(vit: Trained, run_cli: Any, tmp_path: Path) -> None:
+def test_a_text_is_no_image(vit: TrainedRun, run_cli: Any, tmp_path: Path) -> None:
     done = run_cli("predict", vit.path, "text=a red car", cwd=tmp_path)
     assert done.code == 2
     assert "`text` must be left out with an adapter for image_classification" in done.err
 
 
-def test_a_broken_file_ends_a_prediction(vit: Trained, run_cli: Any, tmp_path: Path) -> None:
+def test_a_broken_file_ends_a_prediction(vit: TrainedRun, run_cli: Any, tmp_path: Path) -> None:
     shutil.copy(vit.data / "test" / "red" / "0.png", tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no image")
     done = run_cli("predict", vit.path, f"input={tmp_path}", cwd=tmp_path)
@@ -206,7 +197,7 @@ def test_a_broken_file_ends_a_prediction(vit: Trained, run_cli: Any, tmp_path: P
 
 
 def test_files_that_are_broken_or_missing_are_told_together(
-    vit: Trained, run_cli: Any, images: Path, tmp_path: Path
+    vit: TrainedRun, run_cli: Any, images: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(images, folder)
@@ -235,7 +226,7 @@ def test_files_that_are_broken_or_missing_are_told_together(
 
 
 def test_a_label_of_validation_alone_is_refused(
-    vit: Trained, run_cli: Any, images: Path, tmp_path: Path
+    vit: TrainedRun, run_cli: Any, images: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(images, folder)
@@ -247,7 +238,7 @@ def test_a_label_of_validation_alone_is_refused(
 
 
 def test_a_base_without_a_processor_is_refused(
-    vit: Trained, run_cli: Any, bases: Callable[[str], Path], tmp_path: Path
+    vit: TrainedRun, run_cli: Any, bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
     shutil.copytree(bases("vit"), tmp_path / "base")
     (tmp_path / "base" / "preprocessor_config.json").unlink()
@@ -259,7 +250,7 @@ def test_a_base_without_a_processor_is_refused(
 
 
 def test_another_processor_is_another_base(
-    vit: Trained, run_cli: Any, bases: Callable[[str], Path], tmp_path: Path
+    vit: TrainedRun, run_cli: Any, bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
     shutil.copytree(bases("vit"), tmp_path / "base")
     file = tmp_path / "base" / "preprocessor_config.json"
@@ -269,7 +260,7 @@ def test_another_processor_is_another_base(
     assert "another preprocessor_config.json" in done.err
 
 
-def test_a_resumed_run_is_bit_equal(train: Callable[..., Trained], run_cli: Any) -> None:
+def test_a_resumed_run_is_bit_equal(train: Callable[..., TrainedRun], run_cli: Any) -> None:
     """Though what is drawn for an image differs from step to step."""
     more = ("trainer.save_steps=2", "trainer.eval_steps=6", "task.augmentation.rand_augment=1")
     whole = train("vit", *more, "trainer.max_steps=6", "trainer.keep_checkpoints=4")
@@ -284,7 +275,9 @@ def test_a_resumed_run_is_bit_equal(train: Callable[..., Trained], run_cli: Any)
     assert weights.read_bytes() == expected
 
 
-def test_changes_of_training_images_change_what_is_learned(train: Callable[..., Trained]) -> None:
+def test_changes_of_training_images_change_what_is_learned(
+    train: Callable[..., TrainedRun],
+) -> None:
     plain = ("crop_scale=1", "flip=0", "color_jitter=0")
     off = tuple(f"task.augmentation.{setting}" for setting in plain)
     losses = [

@@ -3,7 +3,6 @@
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import peft
 import pytest
 import torch
 import transformers
+from trained_run import TrainedRun
 
 WORDS = {"good": "bad", "film": "city", "warm": "dull", "story": "night", "music": "scene"}
 
@@ -21,20 +21,7 @@ def make_row(draw: random.Random) -> dict[str, Any]:
     return {"translation": {"en": " ".join(words), "xx": " ".join(WORDS[w] for w in words)}}
 
 
-@dataclass(frozen=True)
-class PairRun:
-    path: Path
-    base: Path
-    data: Path
-    settings: tuple[str, ...]
-
-    @property
-    def result(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.path / "result.json").read_text())
-        return found
-
-
-def train(run_cli: Any, cwd: Path, base: Path, *more: str) -> PairRun:
+def train(run_cli: Any, cwd: Path, base: Path, *more: str) -> TrainedRun:
     data, draw = cwd / "rows", random.Random(5)
     data.mkdir()
     for split, count in (("train", 120), ("validation", 24), ("test", 24)):
@@ -56,13 +43,13 @@ def train(run_cli: Any, cwd: Path, base: Path, *more: str) -> PairRun:
     )
     finished = run_cli("train", *settings, "run.name=a", "--quiet", cwd=cwd)
     assert finished.code == 0, finished.err
-    return PairRun(cwd / "runs" / "a", base, data, settings)
+    return TrainedRun(cwd / "runs" / "a", base, data, settings)
 
 
 @pytest.fixture(scope="module")
 def pair_run(
     run_cli: Any, tiny_language_dir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> PairRun:
+) -> TrainedRun:
     more = ("trainer.epochs=30", "trainer.eval_steps=75", "optimizer.lr=0.01")
     cwd = tmp_path_factory.mktemp("seq2seq")
     return train(run_cli, cwd, tiny_language_dir("bart"), *more)
@@ -71,7 +58,7 @@ def pair_run(
 QUICK = ("trainer.max_steps=2", "optimizer.lr=0.01")
 
 
-def test_it_learns_to_translate(pair_run: PairRun) -> None:
+def test_it_learns_to_translate(pair_run: TrainedRun) -> None:
     base, adapter = pair_run.result["base"], pair_run.result["adapter"]
     assert set(adapter) == {
         *("perplexity", "token_accuracy", "loss", "bleu", "chrf"),
@@ -88,7 +75,7 @@ def test_it_learns_to_translate(pair_run: PairRun) -> None:
     assert "AutoModelForSeq2SeqLM" in card
 
 
-def test_all_forms_write_the_same(pair_run: PairRun, run_cli: Any, tmp_path: Path) -> None:
+def test_all_forms_write_the_same(pair_run: TrainedRun, run_cli: Any, tmp_path: Path) -> None:
     merged = tmp_path / "merged"
     done = run_cli("merge", pair_run.path, f"output={merged}", "--json", cwd=tmp_path)
     assert done.code == 0, done.err
@@ -112,7 +99,7 @@ def test_all_forms_write_the_same(pair_run: PairRun, run_cli: Any, tmp_path: Pat
         assert tokenizer.decode(told[0], skip_special_tokens=True) == line["output"]
 
 
-def test_rows_are_translated(pair_run: PairRun, run_cli: Any, tmp_path: Path) -> None:
+def test_rows_are_translated(pair_run: TrainedRun, run_cli: Any, tmp_path: Path) -> None:
     assert run_cli("eval", pair_run.path, "--quiet", cwd=tmp_path).code == 0
     listed = (pair_run.path / "predictions" / "test.jsonl").read_text().splitlines()
     known = {line["references"][0]: line["output"] for line in map(json.loads, listed)}
@@ -132,7 +119,7 @@ def test_rows_are_translated(pair_run: PairRun, run_cli: Any, tmp_path: Path) ->
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-def test_peft_writes_the_same(pair_run: PairRun, run_cli: Any, tmp_path: Path) -> None:
+def test_peft_writes_the_same(pair_run: TrainedRun, run_cli: Any, tmp_path: Path) -> None:
     auto = transformers.AutoModelForSeq2SeqLM
     base = auto.from_pretrained(pair_run.base)
     loaded = peft.PeftModel.from_pretrained(base, pair_run.path / "adapter").eval()
@@ -151,7 +138,7 @@ def test_peft_writes_the_same(pair_run: PairRun, run_cli: Any, tmp_path: Path) -
         )
 
 
-def test_an_adapter_is_trained_on(pair_run: PairRun, run_cli: Any, tmp_path: Path) -> None:
+def test_an_adapter_is_trained_on(pair_run: TrainedRun, run_cli: Any, tmp_path: Path) -> None:
     kept = [s for s in pair_run.settings if not s.startswith(("lora.", "trainer.", "optimizer."))]
     more = (*QUICK, f"adapter={pair_run.path}", "run.dir=again", "--quiet")
     done = run_cli("train", *kept, *more, cwd=tmp_path)
@@ -160,7 +147,7 @@ def test_an_adapter_is_trained_on(pair_run: PairRun, run_cli: Any, tmp_path: Pat
     assert result["start"] == pytest.approx(pair_run.result["adapter"], abs=1e-3)
 
 
-def test_onnx_is_refused(pair_run: PairRun, run_cli: Any, tmp_path: Path) -> None:
+def test_onnx_is_refused(pair_run: TrainedRun, run_cli: Any, tmp_path: Path) -> None:
     done = run_cli("export", pair_run.path, "format=onnx", "output=m.onnx", cwd=tmp_path)
     assert done.code == 2
     assert "error[export.no-onnx]" in done.err
@@ -183,7 +170,7 @@ def test_other_architectures_train(
     assert set(done.lines[0]) == {"id", "output", "ended", "text"}
 
 
-def test_beams_and_draws_on_request(pair_run: PairRun, run_cli: Any, tmp_path: Path) -> None:
+def test_beams_and_draws_on_request(pair_run: TrainedRun, run_cli: Any, tmp_path: Path) -> None:
     def outputs(*settings: str) -> list[str]:
         stdin = (pair_run.data / "test.jsonl").read_bytes()
         done = run_cli("predict", pair_run.path, *settings, cwd=tmp_path, stdin=stdin)
@@ -215,7 +202,7 @@ def test_beams_and_draws_on_request(pair_run: PairRun, run_cli: Any, tmp_path: P
     ],
 )
 def test_what_cannot_be_is_refused(
-    pair_run: PairRun, run_cli: Any, tmp_path: Path, setting: str, id_: str
+    pair_run: TrainedRun, run_cli: Any, tmp_path: Path, setting: str, id_: str
 ) -> None:
     kept = [s for s in pair_run.settings if s.partition("=")[0] != setting.partition("=")[0]]
     done = run_cli("train", *kept, setting, "run.dir=b", cwd=tmp_path)
@@ -232,7 +219,7 @@ def test_what_cannot_be_is_refused(
     ],
 )
 def test_settings_that_do_nothing_are_refused(
-    pair_run: PairRun, run_cli: Any, tmp_path: Path, settings: tuple[str, ...], id_: str
+    pair_run: TrainedRun, run_cli: Any, tmp_path: Path, settings: tuple[str, ...], id_: str
 ) -> None:
     done = run_cli("predict", pair_run.path, "text=good", *settings, cwd=tmp_path)
     assert done.code == 2
