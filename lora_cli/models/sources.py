@@ -201,5 +201,5 @@ def _unreachable(path: str) -> Problem:
         ),
         key=KEY,
         allowed="a folder, a model in the hub cache (HF_HOME), or pkg://package/folder",
-        fix=f"{KEY}=DIR, or model=minilm for a model that needs no hub",
+        fix=f"{KEY}=DIR, or, for texts, model=minilm, which needs no hub",
     )

@@ -152,7 +152,7 @@ def test_an_unreachable_hub_is_said_soon():
     problem = caught.value.problems[0]
     assert problem.id == "model.hub-unreachable"
     assert "the hub cannot be reached" in problem.message
-    assert "model.path=DIR, or model=minilm" in problem.fix
+    assert "model.path=DIR, or, for texts, model=minilm" in problem.fix
     assert time.monotonic() - start < 5
 
 
