@@ -45,6 +45,7 @@ EXAMPLES = {
         "lora-cli export runs/NAME format=onnx output=model.onnx",
         "lora-cli export runs/NAME format=peft output=adapter/",
     ),
+    "extract": ("lora-cli extract base=DIR tuned=DIR lora.r=16 output=adapter/",),
     "targets": (
         "lora-cli targets model=bert",
         "lora-cli targets model=bert lora=all-linear lora.layers=top-4 --json",
@@ -78,6 +79,7 @@ FLAGS = (
 _SUBJECTS = {
     "train": " [RECIPE.yaml]",
     "merge": " [DIR]",
+    "extract": "",
     "targets": "",
     "tasks": " [WORDS]",
     "models": " [WORDS]",

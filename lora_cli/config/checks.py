@@ -19,6 +19,7 @@ from lora_cli.config.commands import (
 )
 from lora_cli.config.distributed import check_distributed, check_sharding, check_shares
 from lora_cli.config.duration import parse_duration
+from lora_cli.config.extraction import check_extract
 from lora_cli.config.groups import group_options
 from lora_cli.config.schema import all_keys, flatten, to_plain
 from lora_cli.config.training_checks import check_schedule_free, check_text_generation
@@ -298,6 +299,7 @@ CHECKS: dict[str, tuple[_Check, ...]] = {
     "chat": (_check_subject,),
     "merge": (_check_merge_sources, _check_weights),
     "export": (_check_subject,),
+    "extract": (check_extract,),
     "status": (_check_subject,),
     "tasks": (),
     "models": (),

@@ -6,6 +6,7 @@ from typing import Literal
 from lora_cli.config.adapters import LoraConfig
 from lora_cli.config.chat import TalkConfig
 from lora_cli.config.distributed import DistributedConfig
+from lora_cli.config.extraction import ExtractConfig
 from lora_cli.config.generation import GenerationOverrides
 from lora_cli.config.optim import (
     AdafactorConfig,
@@ -332,6 +333,7 @@ COMMANDS: dict[str, type] = {
     "chat": TalkConfig,
     "merge": MergeConfig,
     "export": ExportConfig,
+    "extract": ExtractConfig,
     "targets": TargetsConfig,
     "status": StatusConfig,
     "tasks": TasksConfig,
