@@ -17,6 +17,10 @@ _PROCESSORS = {
         "AutoFeatureExtractor",
         'processor(wave, sampling_rate=processor.sampling_rate, return_tensors="pt")',
     ),
+    "image and text processor": (
+        "AutoProcessor",
+        'processor(images=image, text=["..."], padding=True, return_tensors="pt")',
+    ),
 }
 _MOST_LABELS = 50
 _BAR = "\\|"

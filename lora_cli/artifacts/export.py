@@ -249,15 +249,19 @@ def _output_names(model: nn.Module, example: Mapping[str, torch.Tensor]) -> tupl
     """Return the names of the logits that a model puts out, in its order."""
     with torch.no_grad():
         found = model(**example)
-    names = [name for name in found if name.endswith("logits")] if hasattr(found, "keys") else []
-    return tuple(names) or ("logits",)
+    names = list(found) if hasattr(found, "keys") else []
+    chosen = [name for name in names if name.endswith("logits")]
+    if not chosen:
+        # Those of a dual encoder compare its two halves.
+        chosen = [name for name in names if name.startswith("logits_per") or name[-7:] == "_embeds"]
+    return tuple(chosen) or ("logits",)
 
 
 def _example(inputs: ExportInputs, model: nn.Module) -> dict[str, torch.Tensor]:
     """Return inputs to trace with, in the processor's order.
 
-    They have 2 rows, more than 3 tokens and, where a model chooses, 3 choices: no size is 1 or
-    equal to another, which a tracer may take for fixed.
+    They have 2 rows, 3 of texts that go with images, more than 3 tokens and, where a model chooses,
+    3 choices: no size is 1 or equal to another, which a tracer may take for fixed.
     """
     example = inputs.example
     if example is None or ("input_ids" in example and example["input_ids"].shape[-1] < 4):
@@ -269,10 +273,15 @@ def _example(inputs: ExportInputs, model: nn.Module) -> dict[str, torch.Tensor]:
         }
     accepted = inspect.signature(model.forward).parameters
     return {
-        name: _as_float(torch.cat([example[name], example[name]])[:2]).contiguous()
+        name: _as_float(torch.cat([example[name]] * 3)[: _num_rows(name, example)]).contiguous()
         for name in inputs.processor.model_input_names
         if name in example and name in accepted
     }
+
+
+def _num_rows(name: str, example: Mapping[str, torch.Tensor]) -> int:
+    """Return how many rows to trace an input with; images and texts may differ in number."""
+    return 3 if "pixel_values" in example and name != "pixel_values" else 2
 
 
 def _as_float(values: torch.Tensor) -> torch.Tensor:
