@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import json
 import logging
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,8 @@ from lora_cli.models.sources import resolve_model
 
 # A protobuf message cannot be larger than 2 GiB; the graph beside the weights needs some of it.
 _SINGLE_FILE_BYTES = 2**31 - 2**26
+
+_PLAIN = ("logits",)
 
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -250,11 +253,9 @@ def _output_names(model: nn.Module, example: Mapping[str, torch.Tensor]) -> tupl
     with torch.no_grad():
         found = model(**example)
     names = list(found) if hasattr(found, "keys") else []
-    chosen = [name for name in names if name.endswith("logits")]
-    if not chosen:
-        # Those of a dual encoder compare its two halves.
-        chosen = [name for name in names if name.startswith("logits_per") or name[-7:] == "_embeds"]
-    return tuple(chosen) or ("logits",)
+    plain = tuple(name for name in names if name.endswith("logits"))
+    # A dual encoder has an embedding of either half, and compares them.
+    return plain or tuple(name for name in names if re.search("^logits|_embeds$", name)) or _PLAIN
 
 
 def _example(inputs: ExportInputs, model: nn.Module) -> dict[str, torch.Tensor]:
@@ -272,16 +273,12 @@ def _example(inputs: ExportInputs, model: nn.Module) -> dict[str, torch.Tensor]:
             for name, value in example.items()
         }
     accepted = inspect.signature(model.forward).parameters
+    rows = {name: 2 + ("pixel_values" in example and name != "pixel_values") for name in example}
     return {
-        name: _as_float(torch.cat([example[name]] * 3)[: _num_rows(name, example)]).contiguous()
+        name: _as_float(torch.cat([example[name]] * 3)[: rows[name]]).contiguous()
         for name in inputs.processor.model_input_names
         if name in example and name in accepted
     }
-
-
-def _num_rows(name: str, example: Mapping[str, torch.Tensor]) -> int:
-    """Return how many rows to trace an input with; images and texts may differ in number."""
-    return 3 if "pixel_values" in example and name != "pixel_values" else 2
 
 
 def _as_float(values: torch.Tensor) -> torch.Tensor:

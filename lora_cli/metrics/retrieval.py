@@ -65,7 +65,8 @@ def wrong_before(asking_PD: Embeddings, answers_QD: Embeddings, right_2N: Number
         inside = (right_2N[0] >= start) & (right_2N[0] < start + len(scores))
         rows, columns = right_2N[0, inside] - start, right_2N[1, inside]
         best = np.full(len(scores), -np.inf, np.float32)
-        np.maximum.at(best, rows, scores[rows, columns])
+        with np.errstate(invalid="ignore"):
+            np.maximum.at(best, rows, scores[rows, columns])
         scores[rows, columns] = -np.inf
         # What is no number is never below: it counts as wrong and near.
         counts[start : start + len(scores)] = (~(scores < best[:, None])).sum(axis=1)

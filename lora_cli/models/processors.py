@@ -84,7 +84,9 @@ def agree_with(processor: Any, model: nn.Module, source: ModelSource) -> None:
     # A model of speech says tokens, and reads none.
     if tokenizer is not None and not hasattr(processor, "feature_extractor"):
         check_vocabulary(tokenizer, model, source)
-        agree_on_padding(tokenizer, model)
+        # All texts of SigLIP have one length, filled up where they were filled up before.
+        if not is_sigmoid(processor):
+            agree_on_padding(tokenizer, model)
     if hasattr(model, "logit_scale") and hasattr(model, "logit_bias") != is_sigmoid(processor):
         raise UserError(
             Problem(

@@ -31,7 +31,7 @@ _CHAT = (
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 # Names of the same thing in configurations of transformers, without those that are mapped.
-_WIDTHS = ("hidden_size", "embedding_size", "pooler_hidden_size")
+_WIDTHS = ("hidden_size", "embedding_size", "pooler_hidden_size", "projection_size")
 _INNER = (
     *("intermediate_size", "n_inner", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff"),
     *("hidden_dim", "moe_intermediate_size", "shared_expert_intermediate_size"),

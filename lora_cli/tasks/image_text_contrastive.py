@@ -133,11 +133,11 @@ class ImageTextContrastiveTask:
 
     def decode(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[PairPrediction]:
         """Keep the vectors, and turn logits of labels into probabilities."""
-        images_BD = outputs["images"].cpu().numpy()
+        images_BD = outputs["images"].detach().cpu().numpy()
         count = len(images_BD)
         captions, texts, scores = batch["captions"] or [None] * count, [None] * count, [()] * count
         if "texts" in outputs:
-            texts = list(outputs["texts"].cpu().numpy())
+            texts = list(outputs["texts"].detach().cpu().numpy())
         if "labels" in outputs:
             logits_BC = outputs["labels"].cpu().double()
             chances_BC = logits_BC.sigmoid() if self._is_sigmoid else logits_BC.softmax(dim=-1)
@@ -164,7 +164,7 @@ class ImageTextContrastiveTask:
         if pairs:
             found = retrieval_metrics(
                 np.stack([row.image_vector for row in pairs]),
-                np.stack([row.text_vector for row in pairs]),
+                np.stack([vector for row in pairs if (vector := row.text_vector) is not None]),
                 images=[row.image for row in pairs],
                 texts=[str(row.caption) for row in pairs],
             )
