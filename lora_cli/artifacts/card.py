@@ -22,6 +22,11 @@ _PROCESSORS = {
         'processor(images=image, text=["..."], padding=True, return_tensors="pt")',
     ),
 }
+# What to give to `predict`.
+_INPUTS = {
+    "tokenizer": 'text="..."',
+    "image and text processor": "input=FOLDER zero_shot.labels=[cat,dog]",
+}
 _MOST_LABELS = 50
 _BAR = "\\|"
 _NOT_WITH_PEFT = (
@@ -172,7 +177,7 @@ def _front_matter(card: CardData, base: str) -> str:
 
 
 def _input(card: CardData) -> str:
-    return 'text="..."' if card.processor == "tokenizer" else "input=FILE"
+    return _INPUTS.get(card.processor, "input=FILE")
 
 
 def _with_peft(card: CardData, base: str) -> list[str]:
