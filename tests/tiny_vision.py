@@ -33,6 +33,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "clip": {"vision_config": _LAYERS, "text_config": _TEXT, "projection_dim": 16},
     "siglip": {"vision_config": _LAYERS, "text_config": _TEXT},
     "chinese_clip": {"vision_config": _LAYERS, "text_config": _TEXT, "projection_dim": 16},
+    "metaclip_2": {"vision_config": _LAYERS, "text_config": _TEXT, "projection_dim": 16},
     "siglip2": {"vision_config": {**_LAYERS, "num_patches": 16}, "text_config": _TEXT},
 }
 

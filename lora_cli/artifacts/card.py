@@ -8,6 +8,7 @@ from dataclasses import dataclass
 _PIPELINES = {
     "SEQ_CLS": "text-classification",
     "AutoModelForImageClassification": "image-classification",
+    "AutoModelForZeroShotImageClassification": "zero-shot-image-classification",
 }
 # By what turns rows into inputs: its class, and how it is called with one row.
 _PROCESSORS = {

@@ -54,7 +54,8 @@ from lora_cli.tasks.contract import Batch, Features, StepOutput
 from lora_cli.tasks.images import IMAGE, ImageFamily
 from lora_cli.tasks.rows import Columns, raise_if
 
-MODELS = ("clip", "siglip", "siglip2", "chinese_clip")
+# Of the models that compare images with texts those that were trained with one of these losses.
+MODELS = ("clip", "siglip", "siglip2", "chinese_clip", "metaclip_2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +217,7 @@ def pair_loss(logits_BB: torch.Tensor, *, is_sigmoid: bool) -> torch.Tensor:
 class ImageTextContrastive(ImageFamily):
     """A row in the table of families; the state holds nothing but the columns."""
 
-    auto_class = "AutoModel"
+    auto_class = "AutoModelForZeroShotImageClassification"
     task_type: str | None = None
     processor = "image and text processor"
     inputs = (IMAGE,)

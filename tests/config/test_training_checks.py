@@ -69,8 +69,9 @@ def test_bounds(problems_of: Any, setting: str) -> None:
     assert problem.key == setting.partition("=")[0]
 
 
-def test_a_prompt_must_have_a_place_for_the_label(problems_of: Any) -> None:
+def test_a_prompt_must_have_a_place_for_the_label(problems_of: Any, compose_all: Any) -> None:
     named = ("train", "model=clip-base", "task=flickr8k")
     (problem,) = problems_of(*named, "task.zero_shot.prompt=a cat")
     assert (problem.id, problem.key) == ("config.bad-value", "task.zero_shot.prompt")
-    assert not problems_of(*named, "task.zero_shot.prompt=a {}")
+    (found,) = compose_all(*named, "task.zero_shot.prompt=a {}")
+    assert found.config.task.zero_shot.prompt == "a {}"

@@ -16,7 +16,7 @@ from lora_cli.data.types import Row
 from lora_cli.errors import UserError
 from lora_cli.tasks.image_text_contrastive import ImageTextContrastive, pair_loss
 
-KINDS = ("clip", "siglip", "chinese_clip", "siglip2")
+KINDS = ("clip", "siglip", "chinese_clip", "siglip2", "metaclip_2")
 CAPTIONS = ["a red square", "a blue square on a red square", "green", "a pink square"]
 STATE = {"columns": {"image": "image", "caption": "text", "label": None}}
 LENGTH = 16
@@ -36,7 +36,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any
         if kind not in made:
             folder = tmp_path_factory.mktemp(kind)
             write_tiny_pairs(folder, kind, captions=CAPTIONS)
-            model = transformers.AutoModel.from_pretrained(folder)
+            model = transformers.AutoModelForZeroShotImageClassification.from_pretrained(folder)
             made[kind] = model.eval(), transformers.AutoProcessor.from_pretrained(folder)
         return made[kind]
 
