@@ -266,6 +266,10 @@ def test_a_resumed_run_is_bit_equal(train: Callable[..., TrainedRun], run_cli: A
     assert done.code == 0, done.err
     assert "resuming after step 2" in done.err
     assert weights.read_bytes() == expected
+    more = ("trainer.micro_batch_size=4", "run.name=a", "--resume")
+    done = run_cli("train", *whole.settings, *more, cwd=whole.path.parent.parent)
+    assert done.code == 2, "fewer rows in memory are another loss"
+    assert "trainer.micro_batch_size" in done.err
 
 
 def refused(clip: TrainedRun, run_cli: Any, cwd: Path, *more: str) -> str:
