@@ -8,6 +8,7 @@ from dataclasses import dataclass
 _PIPELINES = {
     "SEQ_CLS": "text-classification",
     "AutoModelForImageClassification": "image-classification",
+    "AutoModelForZeroShotImageClassification": "zero-shot-image-classification",
 }
 # By what turns rows into inputs: its class, and how it is called with one row.
 _PROCESSORS = {
@@ -17,6 +18,15 @@ _PROCESSORS = {
         "AutoFeatureExtractor",
         'processor(wave, sampling_rate=processor.sampling_rate, return_tensors="pt")',
     ),
+    "image and text processor": (
+        "AutoProcessor",
+        'processor(images=image, text=["..."], padding=True, return_tensors="pt")',
+    ),
+}
+# What to give to `predict`.
+_INPUTS = {
+    "tokenizer": 'text="..."',
+    "image and text processor": "input=FOLDER zero_shot.labels=[cat,dog]",
 }
 _MOST_LABELS = 50
 _BAR = "\\|"
@@ -168,7 +178,7 @@ def _front_matter(card: CardData, base: str) -> str:
 
 
 def _input(card: CardData) -> str:
-    return 'text="..."' if card.processor == "tokenizer" else "input=FILE"
+    return _INPUTS.get(card.processor, "input=FILE")
 
 
 def _with_peft(card: CardData, base: str) -> list[str]:

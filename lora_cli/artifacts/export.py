@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import json
 import logging
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,8 @@ from lora_cli.models.sources import resolve_model
 
 # A protobuf message cannot be larger than 2 GiB; the graph beside the weights needs some of it.
 _SINGLE_FILE_BYTES = 2**31 - 2**26
+
+_PLAIN = ("logits",)
 
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -249,15 +252,17 @@ def _output_names(model: nn.Module, example: Mapping[str, torch.Tensor]) -> tupl
     """Return the names of the logits that a model puts out, in its order."""
     with torch.no_grad():
         found = model(**example)
-    names = [name for name in found if name.endswith("logits")] if hasattr(found, "keys") else []
-    return tuple(names) or ("logits",)
+    names = list(found) if hasattr(found, "keys") else []
+    plain = tuple(name for name in names if name.endswith("logits"))
+    # A dual encoder has an embedding of either half, and compares them.
+    return plain or tuple(name for name in names if re.search("^logits|_embeds$", name)) or _PLAIN
 
 
 def _example(inputs: ExportInputs, model: nn.Module) -> dict[str, torch.Tensor]:
     """Return inputs to trace with, in the processor's order.
 
-    They have 2 rows, more than 3 tokens and, where a model chooses, 3 choices: no size is 1 or
-    equal to another, which a tracer may take for fixed.
+    They have 2 rows, 3 of texts that go with images, more than 3 tokens and, where a model chooses,
+    3 choices: no size is 1 or equal to another, which a tracer may take for fixed.
     """
     example = inputs.example
     if example is None or ("input_ids" in example and example["input_ids"].shape[-1] < 4):
@@ -268,8 +273,9 @@ def _example(inputs: ExportInputs, model: nn.Module) -> dict[str, torch.Tensor]:
             for name, value in example.items()
         }
     accepted = inspect.signature(model.forward).parameters
+    rows = {name: 2 + ("pixel_values" in example and name != "pixel_values") for name in example}
     return {
-        name: _as_float(torch.cat([example[name], example[name]])[:2]).contiguous()
+        name: _as_float(torch.cat([example[name]] * 3)[: rows[name]]).contiguous()
         for name in inputs.processor.model_input_names
         if name in example and name in accepted
     }

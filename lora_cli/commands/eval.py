@@ -13,6 +13,7 @@ from lora_cli.artifacts.export import OnnxModel
 from lora_cli.artifacts.merged import check_output, folder_bytes
 from lora_cli.artifacts.room import make_room
 from lora_cli.commands.arranging import leave_out
+from lora_cli.commands.classifying import with_labels
 from lora_cli.commands.data_report import show_without, without_repeated
 from lora_cli.commands.display import Display
 from lora_cli.commands.encoding import encode_rows
@@ -39,9 +40,10 @@ def run(composed: Composed, options: Options, display: Display) -> int:
         check_output(Path(config.output), key="output", overwrite=options.overwrite, is_file=True)
     _check_models(config, find_subject(config.from_ or ""))
     opened = open_adapter(config.from_ or "", base=config.base, display=display)
-    opened = opened.with_task(
-        for_evaluation(opened.config.task, generate=config.generate, generation=config.generation)
+    settings = for_evaluation(
+        opened.config.task, generate=config.generate, generation=config.generation
     )
+    opened = opened.with_task(with_labels(settings, config.zero_shot))
     strategy = opened.config.strategy.name
     if config.merged is not None:
         check_mergeable(strategy, key="merged", fix="leave merged out")

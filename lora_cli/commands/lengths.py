@@ -41,5 +41,7 @@ def _problems(config: TrainConfig, model: Any) -> Iterator[Problem]:
 def _positions(config: Any, is_decoder: bool) -> int | None:
     """Return the tokens that a model, or its decoder, can look at; None where any number."""
     part = "decoder" if is_decoder else "encoder"
-    positions = getattr(getattr(config, part, config), "max_position_embeddings", None)
+    own = getattr(config, part, config)
+    # One half of a dual encoder reads texts.
+    positions = getattr(getattr(own, "text_config", own), "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else None

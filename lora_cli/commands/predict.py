@@ -11,6 +11,7 @@ from typing import Any
 from lora_cli.artifacts.adapter import find_subject
 from lora_cli.artifacts.merged import check_output
 from lora_cli.artifacts.room import make_room
+from lora_cli.commands.classifying import with_labels
 from lora_cli.commands.display import Display
 from lora_cli.commands.opening import open_adapter
 from lora_cli.commands.options import Options
@@ -58,6 +59,7 @@ def run(composed: Composed, options: Options, display: Display) -> int:
     state = opened.family.bind_columns(list(first.values), opened.record.state, where=first.source)
     opened.family.check_row(first, state)
     settings = with_generation(opened.config.task, config.generation)
+    settings = with_labels(settings, config.zero_shot)
     task = opened.family.build(settings, state, opened.processor)
 
     def encode(row: Row) -> Features:

@@ -16,6 +16,7 @@ from lora_cli.commands.continuing import (
     trained_again,
 )
 from lora_cli.commands.converting import as_folder
+from lora_cli.commands.coupling import check_coupling
 from lora_cli.commands.data_report import describe_rows, show_rows
 from lora_cli.commands.display import Display
 from lora_cli.commands.encoding import encode_splits, encoding_facts
@@ -176,7 +177,7 @@ def _encode(
 ) -> dict[str, Any]:
     """Return `train`, `validation` and `report` of what is prepared."""
     facts = encoding_facts(config.task, splits.state, processor, source)
-    _note_coupling(task, config, display)
+    check_coupling(task, config, display)
     rows = {split: splits.rows[split] for split in ("train", "validation")}
     encoded = {
         split: leave_out(features, split, display)
@@ -276,11 +277,6 @@ def _quantize(
         f"quantized: {found.layers} layers to {kind}, {found.bytes_before / 1e6:.1f} MB to "
         f"{found.bytes_after / 1e6:.1f} MB; merging takes them as they were"
     )
-
-
-def _note_coupling(task: Task, config: TrainConfig, display: Display) -> None:
-    if task.couples_rows and config.trainer.micro_batch_size is not None:
-        display.note("the loss couples the rows of a batch: trainer.micro_batch_size changes it")
 
 
 def _load_inputs(

@@ -16,6 +16,7 @@ from lora_cli.commands.reporting import ORDER, show_comparison
 from lora_cli.commands.stopping import StopRequest
 from lora_cli.config.schema import flatten
 from lora_cli.config.sections import RunConfig
+from lora_cli.config.task_families import COMPARING
 from lora_cli.errors import Problem, StoppedError, UserError
 
 _MAX_SHOWN = 5
@@ -23,15 +24,19 @@ _MAX_SHOWN = 5
 _FREE = {"run", "distributed", "tracker", "tracking", "trainer.resume", "trainer.max_time"}
 _FREE |= {"trainer.log_rows"}
 # Rows in memory at once: a run that ran out of memory goes on with fewer, with the same gradients.
-_FREE |= {f"trainer.{name}" for name in ("micro_batch_size", "eval_batch_size", "auto_micro_batch")}
+_MICRO = "trainer.micro_batch_size"
+_FREE |= {_MICRO, "trainer.eval_batch_size", "trainer.auto_micro_batch"}
 
 
 def config_sha256(plain: Mapping[str, Any]) -> str:
     """Hash what a resumed run must share: all but where it is, how it runs and who is told."""
+    values = flatten(plain)
+    # Of some losses the rows in memory at once are a part.
+    free = _FREE - ({_MICRO} if values.get("task.family") in COMPARING else set())
     shared = {
         name: value
-        for name, value in flatten(plain).items()
-        if name not in _FREE and name.partition(".")[0] not in _FREE
+        for name, value in values.items()
+        if name not in free and name.partition(".")[0] not in free
     }
     return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 

@@ -21,8 +21,14 @@ from lora_cli.config.distributed import check_distributed, check_sharding, check
 from lora_cli.config.duration import parse_duration
 from lora_cli.config.extraction import check_extract
 from lora_cli.config.groups import group_options
+from lora_cli.config.media import check_zero_shot
 from lora_cli.config.schema import all_keys, flatten, to_plain
-from lora_cli.config.training_checks import check_schedule_free, check_text_generation
+from lora_cli.config.task_families import COMPARING
+from lora_cli.config.training_checks import (
+    check_labels_told,
+    check_schedule_free,
+    check_text_generation,
+)
 from lora_cli.errors import Problem
 
 _ROLES = ("task.data.train_split", "task.data.validation_split", "task.data.test_split")
@@ -114,7 +120,9 @@ def _check_batches(config: TrainConfig, user: Collection[str]) -> Iterator[Probl
         f" ({whole}), but is {micro}.",
         key="trainer.micro_batch_size" if on_micro else "trainer.global_batch_size",
         allowed=", ".join(divisors) if len(divisors) <= 20 else f"a divisor of {whole}",
-        fix="the gradient is the same for every size that divides it",
+        fix="choose one of these sizes"
+        if config.task.family in COMPARING
+        else "the gradient is the same for every size that divides it",
     )
 
 
@@ -225,6 +233,10 @@ def _check_predict_source(config: PredictConfig, user: Collection[str]) -> Itera
         yield _contradiction("text", "input", "leave one of the two out")
 
 
+def _check_zero_shot(config: EvalConfig | PredictConfig, _: Collection[str]) -> Iterator[Problem]:
+    yield from check_zero_shot(config.zero_shot, section="zero_shot")
+
+
 def _check_merge_sources(config: MergeConfig, _: Collection[str]) -> Iterator[Problem]:
     if config.from_ and config.adapters:
         yield _contradiction("from", "adapters", "write adapters=[DIR,DIR] and nothing else")
@@ -286,6 +298,7 @@ CHECKS: dict[str, tuple[_Check, ...]] = {
         _check_schedule,
         check_schedule_free,
         check_text_generation,
+        check_labels_told,
         _check_targets,
         *LORA_CHECKS,
         check_start,
@@ -294,8 +307,8 @@ CHECKS: dict[str, tuple[_Check, ...]] = {
         _check_run,
         _check_max_time,
     ),
-    "eval": (_check_subject,),
-    "predict": (_check_subject, _check_predict_source),
+    "eval": (_check_subject, _check_zero_shot),
+    "predict": (_check_subject, _check_predict_source, _check_zero_shot),
     "chat": (_check_subject,),
     "merge": (_check_merge_sources, _check_weights),
     "export": (_check_subject,),

@@ -8,6 +8,7 @@ from lora_cli.config.chat import TalkConfig
 from lora_cli.config.distributed import DistributedConfig
 from lora_cli.config.extraction import ExtractConfig
 from lora_cli.config.generation import GenerationOverrides
+from lora_cli.config.media import ZeroShotConfig
 from lora_cli.config.optim import (
     AdafactorConfig,
     AdamW8BitConfig,
@@ -160,6 +161,8 @@ class EvalConfig:
 
     generation: GenerationOverrides = field(default_factory=GenerationOverrides)
 
+    zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
+
     task: TaskDataConfig = field(default_factory=TaskDataConfig)
 
 
@@ -189,6 +192,8 @@ class PredictConfig:
     """Rows in memory at once."""
 
     generation: GenerationOverrides = field(default_factory=GenerationOverrides)
+
+    zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,9 +1,14 @@
 """Settings of the task families whose rows have images."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from lora_cli.config.tasks import TaskSection
+from lora_cli.errors import Problem
+
+PROMPT = "a photo of a {}"
+"""What stands for a label in zero-shot classification, unless the user says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,4 +62,70 @@ class ImageMultiLabelConfig(_ImageConfig):
     """balanced weighs rows that have a label by (N - n) / n, where n of N rows have it."""
 
     metric: Literal["micro_f1", "macro_f1", "exact_match"] = "micro_f1"
+    """Metric that selects the best checkpoint; all of them are reported."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ZeroShotConfig:
+    """Labels that images are given without training on labels, each told by a text."""
+
+    labels: tuple[str, ...] | None = field(default=None, metadata={"text": True})
+    """Labels to choose from, such as [cat,dog]; null gives none, or those of training."""
+
+    prompt: str | None = field(default=None, metadata={"text": True})
+    """Text of a label, which takes the place of {}; null: a photo of a {}, or that of training."""
+
+
+def check_zero_shot(config: ZeroShotConfig, *, section: str) -> Iterator[Problem]:
+    """Report labels that cannot be chosen from, and a prompt with no place for a label.
+
+    Args:
+        config: What is to be done.
+        section: Where the settings are: "task.zero_shot" or "zero_shot".
+    """
+    labels, prompt = config.labels, config.prompt
+    if labels is not None and (len(set(labels)) < max(2, len(labels)) or "" in labels):
+        yield Problem(
+            id="config.bad-value",
+            message=f"`{section}.labels` must be two or more different labels, but is "
+            f"[{', '.join(labels)}].",
+            key=f"{section}.labels",
+            fix=f"{section}.labels=[cat,dog]",
+        )
+    if prompt is not None and prompt.count("{}") != 1:
+        yield Problem(
+            id="config.bad-value",
+            message=f'`{section}.prompt` must have one {{}} for the label, but is "{prompt}".',
+            key=f"{section}.prompt",
+            fix=f'{section}.prompt="{PROMPT}"',
+        )
+
+
+def _kept_in_sight() -> AugmentationConfig:
+    """Return changes after which a caption is still true: little is cut off, nothing mirrored."""
+    return AugmentationConfig(crop_scale=0.9, flip=0.0, color_jitter=0.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageTextContrastiveConfig(TaskSection):
+    """Which caption belongs to which image: a dual encoder of both, such as CLIP or SigLIP."""
+
+    family: Literal["image_text_contrastive"] = "image_text_contrastive"
+
+    max_length: int = field(default=64, metadata={"min": 4})
+    """Tokens to keep of each caption; SigLIP is given exactly so many, and was trained with 64."""
+
+    augmentation: AugmentationConfig = field(default_factory=_kept_in_sight)
+
+    zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
+
+    metric: Literal[
+        "mean_recall",
+        "image_to_text_recall_at_1",
+        "image_to_text_recall_at_5",
+        "image_to_text_recall_at_10",
+        "text_to_image_recall_at_1",
+        "text_to_image_recall_at_5",
+        "text_to_image_recall_at_10",
+    ] = "mean_recall"
     """Metric that selects the best checkpoint; all of them are reported."""

@@ -8,7 +8,11 @@ from lora_cli.config.language import (
     ChatConfig,
     Seq2SeqConfig,
 )
-from lora_cli.config.media import ImageClassificationConfig, ImageMultiLabelConfig
+from lora_cli.config.media import (
+    ImageClassificationConfig,
+    ImageMultiLabelConfig,
+    ImageTextContrastiveConfig,
+)
 from lora_cli.config.tasks import (
     MaskedLanguageModelingConfig,
     MultiLabelClassificationConfig,
@@ -38,6 +42,7 @@ TaskConfig = (
     | ImageMultiLabelConfig
     | AudioClassificationConfig
     | SpeechRecognitionCTCConfig
+    | ImageTextContrastiveConfig
 )
 
 TASKS: dict[str, type[TaskConfig]] = {
@@ -58,5 +63,9 @@ TASKS: dict[str, type[TaskConfig]] = {
     "image_multi_label": ImageMultiLabelConfig,
     "audio_classification": AudioClassificationConfig,
     "speech_recognition_ctc": SpeechRecognitionCTCConfig,
+    "image_text_contrastive": ImageTextContrastiveConfig,
 }
 """Settings of each family, by its name."""
+
+COMPARING = ("image_text_contrastive",)
+"""Families whose loss compares the rows of a micro-batch with each other."""

@@ -15,6 +15,7 @@ _CLASSES = ("text_classification", "multi_label_classification")
 _IMAGES = ("image_classification", "image_multi_label")
 _SOUNDS = ("audio_classification",)
 _SPEECH = ("speech_recognition_ctc",)
+_CAPTIONED = ("image_text_contrastive",)
 _SEVERAL = ("multi_label_classification", "image_multi_label")
 _TEXTS = (*_CLASSES, "text_regression")
 _TOKENS = ("token_classification",)
@@ -52,13 +53,18 @@ class DataConfig:
     text_pair_column: str | None = _column(*_TEXTS, *_CHOSEN)
     """Column with a second text; null means single texts."""
 
-    image_column: str | None = _column(*_IMAGES)
+    image_column: str | None = _column(*_IMAGES, *_CAPTIONED)
     """Column with the path or the bytes of an image; null takes the first of image, img, ..."""
 
     audio_column: str | None = _column(*_SOUNDS, *_SPEECH)
     """Column with the path or the bytes of a sound; null takes the first of audio, sound, ..."""
 
-    label_column: str | None = _column(*_TEXTS, *_IMAGES, *_SOUNDS, *_RANKING, *_CHOSEN)
+    caption_column: str | None = _column(*_CAPTIONED)
+    """Column with what an image shows, a text or a list of texts; null takes caption, text, ..."""
+
+    label_column: str | None = _column(
+        *_TEXTS, *_IMAGES, *_SOUNDS, *_RANKING, *_CHOSEN, *_CAPTIONED
+    )
     """Column with the label, labels or number; null takes the first of label, labels, class, ..."""
 
     label_columns: tuple[str, ...] | None = field(

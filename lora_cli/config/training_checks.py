@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 
 from lora_cli.config.commands import TrainConfig
 from lora_cli.config.generation import GenerationConfig, check_generation
+from lora_cli.config.media import ZeroShotConfig, check_zero_shot
 from lora_cli.errors import Problem
 
 
@@ -38,3 +39,10 @@ def check_text_generation(config: TrainConfig, user: Collection[str]) -> Iterato
         start = f"{section}."
         given = frozenset(name.removeprefix(start) for name in user if name.startswith(start))
         yield from check_generation(found, section=section, given=given)
+
+
+def check_labels_told(config: TrainConfig, _: Collection[str]) -> Iterator[Problem]:
+    """Check the labels of zero-shot classification, for the families that have such."""
+    found = getattr(config.task, "zero_shot", None)
+    if isinstance(found, ZeroShotConfig):
+        yield from check_zero_shot(found, section="task.zero_shot")

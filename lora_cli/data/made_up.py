@@ -172,3 +172,9 @@ def time(config: Any, number: int) -> int:
     """Return the number of the row."""
     del config
     return number
+
+
+def candidate(config: Any, number: int) -> str | None:
+    """Return one of the labels of zero-shot classification, where there are some."""
+    labels = config.zero_shot.labels
+    return None if labels is None else str(labels[number % len(labels)])

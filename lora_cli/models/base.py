@@ -138,7 +138,9 @@ def check_vocabulary(tokenizer: Any, model: nn.Module, source: ModelSource) -> N
     Raises:
         UserError: If it has not.
     """
-    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]  # of transformers
+    # A dual encoder reads tokens in one of its halves.
+    reader: Any = getattr(model, "text_model", model)
+    embeddings = reader.get_input_embeddings()
     rows = embeddings.weight.shape[0]
     if len(tokenizer) > rows:
         rule = "whose tokenizer belongs to the model"

@@ -172,6 +172,7 @@ AUTO_TARGETS: dict[str, tuple[str, ...]] = {
     "audio-spectrogram-transformer": _PROJECTIONS,
     "beit": _PROJECTIONS,
     "blip-2": ("q", "v", "q_proj", "v_proj"),
+    "chinese_clip": ("query", "value", "q_proj", "v_proj"),
     "clip": _PROJECTIONS,
     "clip_text_model": _PROJECTIONS,
     "clip_vision_model": _PROJECTIONS,

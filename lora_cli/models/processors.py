@@ -30,6 +30,7 @@ from lora_cli.models.sources import ModelSource
 _LOADERS = {
     "image processor": ("AutoImageProcessor", "PIL", "vision"),
     "feature extractor": ("AutoFeatureExtractor", "soundfile", "audio"),
+    "image and text processor": ("AutoProcessor", "PIL", "vision"),
 }
 
 
@@ -77,13 +78,34 @@ def agree_with(processor: Any, model: nn.Module, source: ModelSource) -> None:
     """Check that processor and model suit each other, and tell the model of padding, in place.
 
     Raises:
-        UserError: If the tokenizer is another model's.
+        UserError: If the tokenizer or the processor is another model's.
     """
     tokenizer = tokenizer_of(processor)
     # A model of speech says tokens, and reads none.
     if tokenizer is not None and not hasattr(processor, "feature_extractor"):
         check_vocabulary(tokenizer, model, source)
-        agree_on_padding(tokenizer, model)
+        # All texts of SigLIP have one length, filled up where they were filled up before.
+        if not is_sigmoid(processor):
+            agree_on_padding(tokenizer, model)
+    if hasattr(model, "logit_scale") and hasattr(model, "logit_bias") != is_sigmoid(processor):
+        raise UserError(
+            Problem(
+                id="model.other-processor",
+                message=f"`{KEY}` must name a model with its own processor, but this "
+                f"{type(model).__name__} comes with a {type(processor).__name__}.",
+                key=KEY,
+                where=str(source.folder),
+                fix="copy the processor's files of the model into the folder",
+            )
+        )
+
+
+def is_sigmoid(processor: Any) -> bool:
+    """Whether a processor is that of SigLIP: pairs are told apart one by one, by a sigmoid.
+
+    Such models were trained on texts that are padded to one length.
+    """
+    return isinstance(processor, transformers.SiglipProcessor | transformers.Siglip2Processor)
 
 
 def processor_facts(processor: Any) -> Mapping[str, Any]:
@@ -106,6 +128,9 @@ def sample_inputs(processor: Any) -> Mapping[str, torch.Tensor]:
     if isinstance(processor, ImageProcessingMixin):
         grey = np.full((48, 64, 3), 127, np.uint8)
         return dict(process(images=[grey, grey], return_tensors="pt"))
+    if hasattr(process, "image_processor"):
+        texts = sample_inputs(process.tokenizer)
+        return {**sample_inputs(process.image_processor), **texts}
     rate = getattr(process, "feature_extractor", process).sampling_rate
     second = np.zeros(rate, np.float32)
     return dict(process([second, second], sampling_rate=rate, return_tensors="pt"))

@@ -31,7 +31,7 @@ _CHAT = (
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 # Names of the same thing in configurations of transformers, without those that are mapped.
-_WIDTHS = ("hidden_size", "embedding_size", "pooler_hidden_size")
+_WIDTHS = ("hidden_size", "embedding_size", "pooler_hidden_size", "projection_size")
 _INNER = (
     *("intermediate_size", "n_inner", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff"),
     *("hidden_dim", "moe_intermediate_size", "shared_expert_intermediate_size"),
@@ -81,11 +81,23 @@ def make_processor(kind: str, config: Any, texts: Iterable[str]) -> Any:
         return make_tokenizer(texts)
     if kind == "feature extractor":
         return _make_feature_extractor(config)
+    if kind == "image and text processor":
+        return _make_image_and_text_processor(config, texts)
     size = getattr(getattr(config, "vision_config", config), "image_size", _PIXELS)
     if isinstance(getattr(config, "depths", None), list | tuple):
         # Models of stages take images of any size, and begin with very small patches.
         size = _SMALL_PIXELS
     return transformers.ViTImageProcessorPil(size={"height": size, "width": size})
+
+
+def _make_image_and_text_processor(config: Any, texts: Iterable[str]) -> Any:
+    """Return what makes the inputs of a model of images and texts."""
+    sigmoid = config.model_type.startswith("siglip")
+    kind = transformers.SiglipProcessor if sigmoid else transformers.CLIPProcessor
+    return kind(
+        image_processor=make_processor("image processor", config, ()),
+        tokenizer=make_tokenizer(texts),
+    )
 
 
 def _make_feature_extractor(config: Any) -> Any:

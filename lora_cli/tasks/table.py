@@ -7,6 +7,7 @@ from lora_cli.tasks.causal_language_modeling import CausalLanguageModeling
 from lora_cli.tasks.chat import Chat
 from lora_cli.tasks.contract import Family
 from lora_cli.tasks.image_classification import ImageClassification, ImageMultiLabel
+from lora_cli.tasks.image_text_contrastive import ImageTextContrastive
 from lora_cli.tasks.masked_language_modeling import MaskedLanguageModeling
 from lora_cli.tasks.multi_label import MultiLabelClassification
 from lora_cli.tasks.multiple_choice import MultipleChoice
@@ -36,4 +37,5 @@ FAMILIES: dict[str, Family] = {
     "image_multi_label": ImageMultiLabel(),
     "audio_classification": AudioClassification(),
     "speech_recognition_ctc": SpeechRecognitionCTC(),
+    "image_text_contrastive": ImageTextContrastive(),
 }

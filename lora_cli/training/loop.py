@@ -94,7 +94,9 @@ class Trainer:
         self._descent = Descent(
             plan.optimizer, self.parameters, runtime=runtime, ema_decay=plan.trainer.ema_decay
         )
-        self.sizes = BatchSizes(plan.trainer, num_processes=self._group.size)
+        self.sizes = BatchSizes(
+            plan.trainer, num_processes=self._group.size, couples_rows=task.couples_rows
+        )
         self._listeners = tuple(listeners)
         self._should_stop = should_stop
         self._method = method

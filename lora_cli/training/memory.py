@@ -1,7 +1,8 @@
 """Rows in memory at once, and what happens when they do not fit.
 
 How rows are put into micro-batches does not change the gradient, so a run that runs out of memory
-can go on with smaller ones: the step begins anew, from cleared gradients and its own seed.
+can go on with smaller ones: the step begins anew, from cleared gradients and its own seed. Where
+the loss compares rows with each other it does change, and runs end instead.
 """
 
 import gc
@@ -71,15 +72,18 @@ class BatchSizes:
     Args:
         config: What the user asked for.
         num_processes: Processes of the run.
+        couples_rows: Whether the loss of a row depends on the others of its micro-batch.
 
     Attributes:
         train: Rows of a micro-batch.
         evaluation: Rows of a batch in evaluation.
     """
 
-    def __init__(self, config: TrainerConfig, *, num_processes: int) -> None:
+    def __init__(
+        self, config: TrainerConfig, *, num_processes: int, couples_rows: bool = False
+    ) -> None:
         self._config = config
-        self._num_processes = num_processes
+        self._num_processes, self._couples_rows = num_processes, couples_rows
         share = -(-config.global_batch_size // num_processes)
         self._first = min(config.micro_batch_size or share, share)
         self.train: int = self._first
@@ -129,6 +133,9 @@ class BatchSizes:
         if rows == 0:
             fix = "set a smaller task.max_length, trainer.gradient_checkpointing=true,"
             fix += " trainer.precision=bf16, or model.quantization=nf4"
+        elif kind == "train" and self._couples_rows:
+            fix = "set trainer.gradient_checkpointing=true, trainer.precision=bf16, or"
+            fix += f" {key}={rows}, which compares each row with fewer others"
         elif kind == "train":
             parts = -(-self._config.global_batch_size // (rows * self._num_processes))
             fix = f"set {key}={rows}: {parts} micro-batches per step, same gradients;"

@@ -167,3 +167,9 @@ def test_a_card_of_images_shows_how_they_are_read() -> None:
     assert f"from transformers import AutoImageProcessor, {auto_class}" in card
     assert "processor = AutoImageProcessor.from_pretrained(base)" in card
     assert 'logits = model(**processor(images=image, return_tensors="pt")).logits' in card
+
+
+def test_a_card_of_images_and_texts_shows_how_labels_are_given() -> None:
+    card = model_card(dataclasses.replace(CARD, processor="image and text processor"))
+    assert "lora-cli predict ADAPTER_FOLDER input=FOLDER zero_shot.labels=[cat,dog]" in card
+    assert "AutoProcessor" in card

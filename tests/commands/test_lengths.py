@@ -3,11 +3,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from transformers import BartConfig, BertConfig, EncoderDecoderConfig, GPT2Config, T5Config
+from transformers import (
+    BartConfig,
+    BertConfig,
+    CLIPConfig,
+    EncoderDecoderConfig,
+    GPT2Config,
+    T5Config,
+)
 
 from lora_cli.commands.lengths import check_length
 from lora_cli.config.commands import TrainConfig
 from lora_cli.config.language import Seq2SeqConfig
+from lora_cli.config.media import ImageTextContrastiveConfig
 from lora_cli.config.strategies import PrefixStrategyConfig
 from lora_cli.config.tasks import TextClassificationConfig
 from lora_cli.errors import UserError
@@ -53,3 +61,10 @@ def test_sources_and_targets_have_positions_of_their_own() -> None:
     (found_one,) = problems(other, task)
     assert found_one.key == "task.max_length"
     assert not problems(T5Config(), task), "its positions are relative"
+
+
+def test_the_half_that_reads_texts_counts() -> None:
+    clip = CLIPConfig(text_config={"max_position_embeddings": 20})
+    assert not problems(clip, ImageTextContrastiveConfig(max_length=20))
+    (found,) = problems(clip, ImageTextContrastiveConfig(max_length=21))
+    assert found.key == "task.max_length"

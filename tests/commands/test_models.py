@@ -33,6 +33,8 @@ def test_models_are_found_by_the_families_that_they_suit(run_cli: Any, tmp_path:
     assert both <= found["seq2seq"]
     assert not (encoders | decoders) & found["seq2seq"]
     assert encoders | decoders <= found["text_classification"]
+    pairs = {"clip-base", "clip-large", "siglip-base", "siglip2-base"}
+    assert found["image_text_contrastive"] == pairs
 
 
 def test_words_find_models(run_cli: Any, tmp_path: Path) -> None:

@@ -105,9 +105,9 @@ def test_a_loss_that_couples_rows_is_told_of(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch, couples: bool
 ) -> None:
     monkeypatch.setattr(SingleLabelTask, "couples_rows", couples)
-    trainer = replace(config.trainer, micro_batch_size=1)
+    trainer = replace(config.trainer, micro_batch_size=2)
     _, notes = run_prepare(replace(config, trainer=trainer))
-    assert any("couples the rows" in note for note in notes) == couples
+    assert any("the loss compares rows" in note for note in notes) == couples
 
 
 def test_what_cannot_be_trained_so_is_refused_before_anything_is_written(

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from lora_cli.config.media import AugmentationConfig
+from lora_cli.config.media import AugmentationConfig, ZeroShotConfig, check_zero_shot
 from lora_cli.errors import UserError
 
 BASE = ("train", "model=vit", "task=image_classification", "task.data.path=x")
@@ -35,3 +35,32 @@ def test_a_named_set_keeps_writing_as_it_is(compose_all: Callable[..., Any]) -> 
     (composed,) = compose_all("train", "model=dinov2-small", "task=mnist")
     assert composed.config.task.augmentation.flip == 0
     assert composed.config.task.data.image_column == "image"
+
+
+CAPTIONED = ("train", "model=clip-base", "task=image_text_contrastive", "task.data.path=x")
+
+
+def test_captions_stay_true_of_images_in_training(compose_all: Callable[..., Any]) -> None:
+    (composed,) = compose_all(*CAPTIONED)
+    task = composed.config.task
+    assert (task.augmentation.flip, task.augmentation.color_jitter) == (0, 0)
+    assert task.zero_shot == ZeroShotConfig()
+    (composed,) = compose_all("train", "model=siglip-base", "task=rsicd")
+    assert composed.config.task.data.caption_column == "captions"
+
+
+@pytest.mark.parametrize(
+    ("config", "keys"),
+    [
+        (ZeroShotConfig(), []),
+        (ZeroShotConfig(labels=("a", "b"), prompt="{}"), []),
+        (ZeroShotConfig(labels=("a",)), ["labels"]),
+        (ZeroShotConfig(labels=("a", "a")), ["labels"]),
+        (ZeroShotConfig(labels=("a", "")), ["labels"]),
+        (ZeroShotConfig(prompt="a photo"), ["prompt"]),
+        (ZeroShotConfig(labels=(), prompt="{} or {}"), ["labels", "prompt"]),
+    ],
+)
+def test_labels_to_choose_from(config: ZeroShotConfig, keys: list[str]) -> None:
+    found = list(check_zero_shot(config, section="zero_shot"))
+    assert [problem.key for problem in found] == [f"zero_shot.{key}" for key in keys]

@@ -101,6 +101,7 @@ def test_lists_are_known() -> None:
         *("adapters", "lora.trainable_tokens", "task.data.choice_columns"),
         "task.data.label_columns",
         "task.generation.stop",
+        "task.zero_shot.labels",
     }
     assert {"lora.layers", "task.data.label_names", "weights"} <= {
         name for name, key in keys.items() if key.is_list

@@ -67,3 +67,11 @@ def test_what_would_have_no_effect_is_refused(
 def test_bounds(problems_of: Any, setting: str) -> None:
     (problem,) = problems_of(*NAMED, setting)
     assert problem.key == setting.partition("=")[0]
+
+
+def test_a_prompt_must_have_a_place_for_the_label(problems_of: Any, compose_all: Any) -> None:
+    named = ("train", "model=clip-base", "task=flickr8k")
+    (problem,) = problems_of(*named, "task.zero_shot.prompt=a cat")
+    assert (problem.id, problem.key) == ("config.bad-value", "task.zero_shot.prompt")
+    (found,) = compose_all(*named, "task.zero_shot.prompt=a {}")
+    assert found.config.task.zero_shot.prompt == "a {}"

@@ -147,6 +147,10 @@ CASES = {
     "predict of a null text": "predict RUN input=nulls.jsonl",
     "predict over its input": "predict RUN input=nolabel.csv output=nolabel.csv --overwrite",
     "predict of two inputs": "predict RUN input=nolabel.csv text=x",
+    "labels for a task without images": "eval RUN zero_shot.labels=[cat,dog]",
+    "prompt without a place for the label": "predict RUN zero_shot.prompt=cat input=rows.jsonl",
+    "one label to choose from": "train model=clip-base task=flickr8k task.zero_shot.labels=[cat]"
+    " trainer.global_batch_size=8 trainer.micro_batch_size=3",
 }
 # What else a case finds in its environment.
 VARIABLES = {

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny_vision import PIXELS, write_tiny_vision
+from tiny_vision import PIXELS, write_tiny_pairs, write_tiny_vision
 
 from lora_cli.errors import UserError
 from lora_cli.models.base import load_base
 from lora_cli.models.processors import (
     agree_with,
+    is_sigmoid,
     load_processor,
     processor_facts,
     sample_inputs,
@@ -104,3 +105,47 @@ def test_a_lost_layer_of_the_image_half_of_clip_is_told(tmp_path: Path) -> None:
             dtype="auto",
             seed=0,
         )
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    def write(kind: str) -> Path:
+        folder = tmp_path_factory.mktemp(kind)
+        write_tiny_pairs(folder, kind, captions=["a red square", "a blue square"])
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_one_for_images_and_texts(pairs: Callable[[str], Path], kind: str) -> None:
+    source = resolve_model(str(pairs(kind)), processor="image and text processor")
+    processor = load_processor(source, "image and text processor")
+    model = transformers.AutoModel.from_pretrained(source.folder)
+    processor.tokenizer.padding_side = "left"
+    agree_with(processor, model, source)
+    assert is_sigmoid(processor) == (kind == "siglip")
+    inputs = sample_inputs(processor)
+    assert inputs["pixel_values"].shape == (2, 3, PIXELS, PIXELS)
+    assert inputs["input_ids"].shape[0] == 2
+    # SigLIP reads the last place of a text, wherever that was in training.
+    side = "left" if kind == "siglip" else "right"
+    assert processor_facts(processor)["sides"] == [side, "right"]
+
+
+def test_more_tokens_than_the_half_for_texts_embeds(pairs: Callable[[str], Path]) -> None:
+    source = resolve_model(str(pairs("clip")), processor="image and text processor")
+    processor = load_processor(source, "image and text processor")
+    processor.tokenizer.add_tokens(["one more"])
+    model = transformers.AutoModel.from_pretrained(source.folder)
+    with pytest.raises(UserError, match="tokens for"):
+        agree_with(processor, model, source)
+
+
+def test_the_processor_of_the_other_loss_is_refused(pairs: Callable[[str], Path]) -> None:
+    source = resolve_model(str(pairs("clip")), processor="image and text processor")
+    processor = load_processor(source, "image and text processor")
+    other = transformers.SiglipProcessor(processor.image_processor, processor.tokenizer)
+    model = transformers.AutoModel.from_pretrained(source.folder)
+    with pytest.raises(UserError, match="this CLIPModel comes with a SiglipProcessor"):
+        agree_with(other, model, source)

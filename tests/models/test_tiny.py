@@ -1,12 +1,19 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
 from lora_cli.errors import UserError
-from lora_cli.models.tiny import default_config, make_tokenizer, shrink, write_tiny_model
+from lora_cli.models.tiny import (
+    default_config,
+    make_processor,
+    make_tokenizer,
+    shrink,
+    write_tiny_model,
+)
 
 TEXTS = ["a quiet river in the garden", "今天 天气 很好", "letters, and more letters"]
 # With the number of layers that transformers gives each.
@@ -127,3 +134,16 @@ def test_a_made_tokenizer_reads_any_language_and_tells_words_apart() -> None:
     assert found.word_ids()[1] == 0
     assert tokenizer.pad_token_id == 0
     assert tokenizer.mask_token == "[MASK]"
+
+
+@pytest.mark.parametrize(("kind", "sigmoid"), [("clip", False), ("siglip", True)])
+def test_a_dual_encoder_of_any_width(kind: str, sigmoid: bool, tmp_path: Path) -> None:
+    config = default_config(kind, layers=None, positions=16)
+    processor = make_processor("image and text processor", config, ["a red square"])
+    assert isinstance(processor, transformers.SiglipProcessor) == sigmoid
+    write_tiny_model(tmp_path, config, processor, auto_class="AutoModel", width=16, seed=0)
+    model = transformers.AutoModel.from_pretrained(tmp_path)
+    images = processor.image_processor(images=[np.zeros((20, 20, 3), np.uint8)] * 3)
+    texts = processor.tokenizer(["a red square", "red"], padding=True)
+    given = {**images.convert_to_tensors("pt"), **texts.convert_to_tensors("pt")}
+    assert model(**given).logits_per_image.shape == (3, 2)

@@ -17,9 +17,9 @@ from lora_cli.training.memory import (
 )
 
 
-def sizes(*, num_processes: int = 1, **settings: Any) -> BatchSizes:
+def sizes(*, num_processes: int = 1, couples_rows: bool = False, **settings: Any) -> BatchSizes:
     config = TrainerConfig(**{"auto_micro_batch": True, "global_batch_size": 32, **settings})
-    return BatchSizes(config, num_processes=num_processes)
+    return BatchSizes(config, num_processes=num_processes, couples_rows=couples_rows)
 
 
 def real_error() -> RuntimeError:
@@ -106,6 +106,7 @@ def test_halves_are_kept_in_progress() -> None:
     ("settings", "kind", "fix"),
     [
         ({}, "train", "set trainer.micro_batch_size=16: 2 micro-batches per step, same gradients"),
+        ({"couples_rows": True}, "train", "=16, which compares each row with fewer others"),
         ({"micro_batch_size": 16}, "train", "=8: 4 micro-batches per step"),
         ({"num_processes": 2}, "train", "=8: 2 micro-batches per step"),
         ({"global_batch_size": 10, "num_processes": 2}, "train", "=1: 5 micro-batches per step"),
