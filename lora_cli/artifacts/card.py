@@ -8,6 +8,8 @@ from dataclasses import dataclass
 _PIPELINES = {
     "SEQ_CLS": "text-classification",
     "AutoModelForImageClassification": "image-classification",
+    "AutoModelForCTC": "automatic-speech-recognition",
+    "AutoModelForSpeechSeq2Seq": "automatic-speech-recognition",
 }
 # By what turns rows into inputs: its class, and how it is called with one row.
 _PROCESSORS = {
@@ -16,6 +18,10 @@ _PROCESSORS = {
     "feature extractor": (
         "AutoFeatureExtractor",
         'processor(wave, sampling_rate=processor.sampling_rate, return_tensors="pt")',
+    ),
+    "speech processor": (
+        "AutoProcessor",
+        'processor(wave, sampling_rate=RATE, return_tensors="pt")',
     ),
 }
 _MOST_LABELS = 50

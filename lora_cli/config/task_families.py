@@ -1,6 +1,10 @@
 """The table of task families: the settings of each by its name. A new family adds two rows."""
 
-from lora_cli.config.audio import AudioClassificationConfig, SpeechRecognitionCTCConfig
+from lora_cli.config.audio import (
+    AudioClassificationConfig,
+    SpeechRecognitionCTCConfig,
+    SpeechRecognitionSeq2SeqConfig,
+)
 from lora_cli.config.language import (
     AnswerChoiceConfig,
     AnswerChoiceSeq2SeqConfig,
@@ -38,6 +42,7 @@ TaskConfig = (
     | ImageMultiLabelConfig
     | AudioClassificationConfig
     | SpeechRecognitionCTCConfig
+    | SpeechRecognitionSeq2SeqConfig
 )
 
 TASKS: dict[str, type[TaskConfig]] = {
@@ -58,5 +63,6 @@ TASKS: dict[str, type[TaskConfig]] = {
     "image_multi_label": ImageMultiLabelConfig,
     "audio_classification": AudioClassificationConfig,
     "speech_recognition_ctc": SpeechRecognitionCTCConfig,
+    "speech_recognition_seq2seq": SpeechRecognitionSeq2SeqConfig,
 }
 """Settings of each family, by its name."""

@@ -14,7 +14,7 @@ from lora_cli.config.sections import path_field, text_field
 _CLASSES = ("text_classification", "multi_label_classification")
 _IMAGES = ("image_classification", "image_multi_label")
 _SOUNDS = ("audio_classification",)
-_SPEECH = ("speech_recognition_ctc",)
+_SPEECH = ("speech_recognition_ctc", "speech_recognition_seq2seq")
 _SEVERAL = ("multi_label_classification", "image_multi_label")
 _TEXTS = (*_CLASSES, "text_regression")
 _TOKENS = ("token_classification",)
