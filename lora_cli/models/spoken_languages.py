@@ -77,6 +77,8 @@ def agree_on_language(tokenizer: Any, model: Any) -> None:
     language = tokenizer.language
     if has_languages == (language is None):
         raise UserError(_english_only(language) if language else _unknown(None, known))
+    # transformers makes anew what it has made of a model's config.json, without these settings.
+    own._from_model_config = False
     own.return_timestamps = False
     own.is_multilingual = has_languages
     own.no_timestamps_token_id = tokenizer.convert_tokens_to_ids(PLAIN)

@@ -24,7 +24,7 @@ def seeded_masks(
         model: In training or not; one that draws no masks is left alone.
         seed: Of the step; None outside of training.
         ids: Of the rows of the batch.
-        samples: Of its longest row.
+        samples: Of its longest row; not read where a model has a window.
     """
     config: Any = getattr(model, "config", None)
     if seed is None or not getattr(config, "apply_spec_augment", False):

@@ -21,6 +21,7 @@ from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
 from lora_cli.models.sound_windows import WHISPER_POSITIONS, cut_model, cut_processor
 from lora_cli.models.spoken_languages import prompt_tokens, set_spoken_language, space_before
+from lora_cli.models.time_masks import seeded_masks
 from lora_cli.tasks.contract import Batch, Features, StepOutput
 from lora_cli.tasks.generation import have_ended, unwrapped
 from lora_cli.tasks.rows import Columns
@@ -187,9 +188,9 @@ class SpeechRecognitionSeq2SeqTask:
         prompt_SP = labels_ST.new_tensor([self._prompt] * len(rows))
         # What stands behind a transcript is seen by none of its tokens.
         before_ST = labels_ST[:, :-1].masked_fill(labels_ST[:, :-1] == IGNORED, 0)
-        said = model(
-            **inputs, decoder_input_ids=torch.cat([prompt_SP, before_ST], dim=1), use_cache=False
-        )
+        read_SR = torch.cat([prompt_SP, before_ST], dim=1)
+        with seeded_masks(model, seed=batch.get("seed"), ids=batch["ids"], samples=0):
+            said = model(**inputs, decoder_input_ids=read_SR, use_cache=False)
         found = score_labels(said.logits[:, len(self._prompt) - 1 :], labels_ST, batch)
         states = BaseModelOutput(last_hidden_state=said.encoder_last_hidden_state)
         if "seed" in batch:

@@ -175,6 +175,6 @@ def test_long_rows_are_not_trained_on() -> None:
     rows = [{"measures": {"seconds": seconds}} for seconds in (5, 11, 12)]
     kept, notes = family.arrange(config, rows, torch.nn.Identity())
     assert kept == rows[:2]
-    assert notes == ("train: left out 1 of 3 rows, longer than task.max_seconds=11",)
+    assert notes == ("left out 1 of 3 rows, longer than task.max_seconds=11",)
     with pytest.raises(UserError, match="longer than 11 s"):
         family.arrange(config, rows[2:], torch.nn.Identity())
