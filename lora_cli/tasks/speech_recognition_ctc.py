@@ -34,10 +34,13 @@ from lora_cli.data.transcripts import (
     spell,
 )
 from lora_cli.data.types import Row
+from lora_cli.models.sources import ModelSource
 from lora_cli.tasks.contract import Batch, Features, StepOutput
 from lora_cli.tasks.rows import Columns, raise_if
 from lora_cli.tasks.speech import SpeechReader, best_path, pad_frames
 from lora_cli.tasks.spoken import SpokenFamily, without_long
+
+_VOCABULARY = "vocab.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +210,17 @@ class SpeechRecognitionCTC(SpokenFamily):
         """Return the size of the head, and its blank."""
         return {"vocab_size": len(state["vocabulary"]), "pad_token_id": 0}
 
+    def check_head(self, source: ModelSource, state: Mapping[str, Any]) -> tuple[bool, str]:
+        """Compare the letters of the base's own vocabulary with those of train."""
+        try:
+            numbers = json.loads((source.folder / _VOCABULARY).read_bytes())
+            letters = sorted(numbers, key=numbers.__getitem__)
+        except (OSError, ValueError, TypeError, AttributeError):
+            letters = []
+        if letters == state["vocabulary"]:
+            return True, "head: that of the base is kept, whose letters are those of train"
+        return False, "head: new, since that of the base says other letters than those of train"
+
     def fit_model(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         """Leave the model as it is: it reads sounds as long as they are."""
         del model, state
@@ -214,7 +228,7 @@ class SpeechRecognitionCTC(SpokenFamily):
     def fit_processor(self, processor: Any, state: Mapping[str, Any]) -> Any:
         """Return a processor with a tokenizer for the vocabulary, beside the feature extractor."""
         with TemporaryDirectory() as folder:
-            path = Path(folder) / "vocab.json"
+            path = Path(folder) / _VOCABULARY
             numbers = {letter: number for number, letter in enumerate(state["vocabulary"])}
             path.write_text(json.dumps(numbers, ensure_ascii=False), encoding="utf-8")
             tokenizer = Wav2Vec2CTCTokenizer(

@@ -1,6 +1,5 @@
 """What is written for sounds is what transformers' own Whisper writes from the same tokens."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
