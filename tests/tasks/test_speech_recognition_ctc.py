@@ -194,6 +194,16 @@ def test_a_head_of_other_letters_is_made_anew(tmp_path: Path) -> None:
     assert all(torch.equal(value, body[1][name]) for name, value in body[0].items())
 
 
+@pytest.mark.slow
+def test_an_onnx_file_says_the_same(run: Any, run_cli: Any) -> None:
+    output = run.folder / "model.onnx"
+    finished = run_cli("export", run.path, "format=onnx", f"output={output}", cwd=run.folder)
+    assert finished.code == 0, finished.err
+    finished = run_cli("eval", run.path, f"exported={output}", "--json", cwd=run.folder)
+    result = json.loads(finished.out)
+    assert result["exported"] == pytest.approx(result["adapter"], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [("", "must hold a text in every row"), ("?!", "nothing is left of 1 transcripts")],
