@@ -18,7 +18,7 @@ from lora_cli.models.tiny import make_speech_tokenizer
 
 @pytest.fixture
 def tokenizer() -> Any:
-    return make_speech_tokenizer(["some words", "einige Worte"])
+    return make_speech_tokenizer(["some words", "ein Haus"])
 
 
 @pytest.mark.parametrize(

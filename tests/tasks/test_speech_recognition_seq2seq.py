@@ -113,6 +113,17 @@ def test_the_window_is_cut(base: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         found = task.forward(model, task.collate(features))
     assert {row.id for row in task.decode(found.outputs, task.collate(features))} == set("0123")
+    plain: Any = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(base).eval()
+    plain.config.max_source_positions = 50
+    encoder = plain.model.encoder
+    encoder.embed_positions = torch.nn.Embedding.from_pretrained(
+        encoder.embed_positions.weight[:50]
+    )
+    inputs = hear(process.feature_extractor, tmp_path / "0.wav")
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        said = [each(**inputs, decoder_input_ids=ids).logits for each in (model, plain)]
+    assert torch.equal(*said)
 
 
 def test_the_masks_of_training_follow_from_the_step(base: Path, tmp_path: Path) -> None:
