@@ -6,25 +6,22 @@
 generation_config.json, so that any program writes what was trained.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
-from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+from transformers.models.whisper.tokenization_whisper import LANGUAGES as NAMES
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from lora_cli.errors import Problem, UserError, nearest_name
 
+LANGUAGES = tuple(NAMES)
+"""Codes of the languages that Whisper knows, in the order of their tokens."""
 KEY = "task.language"
 START, PLAIN = "<|startoftranscript|>", "<|notimestamps|>"
 # Written without spaces between words, and so without one before the first.
 _WITHOUT_SPACES = ("zh", "ja", "th", "lo", "my", "yue")
 _LISTED = 12
 _TASKS = {False: "transcribe", True: "translate"}
-SPECIAL_TOKENS = (
-    START,
-    *(f"<|{code}|>" for code in LANGUAGES),
-    *(f"<|{name}|>" for name in _TASKS.values()),
-    PLAIN,
-)
-"""The tokens that are no parts of texts, besides the end; languages are numbered from the start."""
 
 
 def set_spoken_language(tokenizer: Any, language: str | None, *, translates: bool) -> None:
@@ -49,6 +46,15 @@ def set_spoken_language(tokenizer: Any, language: str | None, *, translates: boo
     if code not in known:
         raise UserError(_unknown(language, known))
     tokenizer.set_prefix_tokens(language=code, task=_TASKS[translates], predict_timestamps=False)
+
+
+def special_tokens(languages: Iterable[str]) -> list[str]:
+    """Return the tokens that are no parts of texts, besides the end, in Whisper's order.
+
+    Args:
+        languages: Their codes; they are numbered from the start.
+    """
+    return [START, *(f"<|{name}|>" for name in (*languages, *_TASKS.values())), PLAIN]
 
 
 def prompt_tokens(tokenizer: Any) -> list[int]:
@@ -101,7 +107,7 @@ def _known_languages(tokenizer: Any) -> dict[str, int]:
 
 
 def _unknown(language: str | None, known: dict[str, int]) -> Problem:
-    near = nearest_name(language or "", [*known, *(LANGUAGES[code] for code in known)])
+    near = nearest_name(language or "", [*known, *(NAMES[code] for code in known)])
     codes = list(known)
     more = f" and {len(codes) - _LISTED} more" if len(codes) > _LISTED else ""
     return Problem(

@@ -15,7 +15,7 @@ import transformers
 from lora_cli.errors import Problem, UserError, nearest_name
 from lora_cli.models.base import LOADING_ERRORS, silence
 from lora_cli.models.processors import tokenizer_of
-from lora_cli.models.spoken_languages import SPECIAL_TOKENS, prompt_tokens
+from lora_cli.models.spoken_languages import LANGUAGES, prompt_tokens, special_tokens
 
 _HEADS = 4
 _VOCABULARY = 2000
@@ -85,7 +85,7 @@ def make_processor(kind: str, config: Any, texts: Iterable[str]) -> Any:
         return _make_feature_extractor(config)
     if kind == "speech processor":
         return transformers.WhisperProcessor(
-            _make_feature_extractor(config), make_speech_tokenizer(texts)
+            _make_feature_extractor(config), make_speech_tokenizer(texts, languages=())
         )
     size = getattr(getattr(config, "vision_config", config), "image_size", _PIXELS)
     if isinstance(getattr(config, "depths", None), list | tuple):
@@ -142,8 +142,13 @@ def make_tokenizer(texts: Iterable[str]) -> Any:
     )
 
 
-def make_speech_tokenizer(texts: Iterable[str]) -> Any:
-    """Return a tokenizer of Whisper's kind, of bytes, that was trained on some texts."""
+def make_speech_tokenizer(texts: Iterable[str], *, languages: Iterable[str] = LANGUAGES) -> Any:
+    """Return a tokenizer of Whisper's kind, of bytes, that was trained on some texts.
+
+    Args:
+        texts: In any language.
+        languages: Codes of those that it has tokens for, in Whisper's order.
+    """
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
     pieces = Tokenizer(models.BPE())
@@ -159,7 +164,8 @@ def make_speech_tokenizer(texts: Iterable[str]) -> Any:
     made = json.loads(pieces.to_str())["model"]
     merges = [tuple(pair) for pair in made["merges"]]
     tokenizer = transformers.WhisperTokenizer(vocab=made["vocab"], merges=merges)
-    tokenizer.add_tokens([AddedToken(name, special=True) for name in SPECIAL_TOKENS])
+    names = special_tokens(languages)
+    tokenizer.add_tokens([AddedToken(name, special=True) for name in names])
     tokenizer.pad_token = tokenizer.eos_token
     # The tokens that texts begin with have numbers now.
     tokenizer.set_prefix_tokens()

@@ -21,6 +21,7 @@ OTHERS = {
     "AutoModelForAudioClassification": SOUNDS,
     "AutoModelForCTC": SOUNDS,
     "AutoModelForImageClassification": ("vit", "vit of 12 layers for google/vit-base-patch16-224"),
+    "AutoModelForSpeechSeq2Seq": ("whisper-tiny", "whisper of 4 layers for openai/whisper-tiny"),
     "AutoModelForSeq2SeqLM": ("flan-t5-small", "t5 of 8 layers for google/flan-t5-small"),
     "AutoModelForCausalLM": ("gpt2", "gpt2 of 12 layers for openai-community/gpt2"),
 }
