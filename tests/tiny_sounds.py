@@ -12,6 +12,8 @@ import numpy as np
 import torch
 import transformers
 
+from lora_cli.models.tiny import make_speech_tokenizer
+
 LABELS = ("low", "high")
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -162,6 +164,41 @@ def write_speech(folder: Path, *, train: int = 24, evaluated: int = 6) -> Path:
             (folder / name).write_bytes(wav(melody(text)))
             rows.append({"audio": name, "text": text})
         write_rows(folder, rows, split)
+    return folder
+
+
+WINDOW = 2
+# Of two windows and more.
+LONG = "cab ba ab cab ba cab"
+
+
+def write_whisper(folder: Path, **generation: Any) -> Path:
+    """Write a random Whisper with a window of two seconds, and a tokenizer of its kind.
+
+    `generation` is what its generation_config.json says besides.
+    """
+    extractor = transformers.WhisperFeatureExtractor(
+        feature_size=WHISPER["num_mel_bins"], chunk_length=WINDOW
+    )
+    tokenizer = make_speech_tokenizer([*WORD_TONES, *(f" {word}" for word in WORD_TONES)])
+    sizes = {
+        **WHISPER,
+        "vocab_size": len(tokenizer),
+        "max_source_positions": 50 * WINDOW,
+        "max_target_positions": 40,
+        "decoder_start_token_id": tokenizer.convert_tokens_to_ids("<|startoftranscript|>"),
+        "begin_suppress_tokens": None,
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), tokenizer.eos_token_id),
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**sizes))
+    # Else transformers makes them anew from config.json, where these are not.
+    model.generation_config._from_model_config = not generation
+    for name, value in generation.items():
+        setattr(model.generation_config, name, value)
+    model.save_pretrained(folder)
+    transformers.WhisperProcessor(extractor, tokenizer).save_pretrained(folder)
     return folder
 
 

@@ -9,6 +9,8 @@ _PIPELINES = {
     "SEQ_CLS": "text-classification",
     "AutoModelForImageClassification": "image-classification",
     "AutoModelForZeroShotImageClassification": "zero-shot-image-classification",
+    "AutoModelForCTC": "automatic-speech-recognition",
+    "AutoModelForSpeechSeq2Seq": "automatic-speech-recognition",
 }
 # By what turns rows into inputs: its class, and how it is called with one row.
 _PROCESSORS = {
@@ -21,6 +23,10 @@ _PROCESSORS = {
     "image and text processor": (
         "AutoProcessor",
         'processor(images=image, text=["..."], padding=True, return_tensors="pt")',
+    ),
+    "speech processor": (
+        "AutoProcessor",
+        'processor(wave, sampling_rate=RATE, return_tensors="pt")',
     ),
 }
 # What to give to `predict`.

@@ -6,6 +6,7 @@ from typing import Any
 from lora_cli.config.commands import TrainConfig
 from lora_cli.config.strategies import PrefixStrategyConfig
 from lora_cli.errors import Problem, UserError
+from lora_cli.models.architecture import token_positions
 
 
 def check_length(config: TrainConfig, model: Any) -> None:
@@ -40,8 +41,6 @@ def _problems(config: TrainConfig, model: Any) -> Iterator[Problem]:
 
 def _positions(config: Any, is_decoder: bool) -> int | None:
     """Return the tokens that a model, or its decoder, can look at; None where any number."""
-    part = "decoder" if is_decoder else "encoder"
-    own = getattr(config, part, config)
+    own = getattr(config, "decoder" if is_decoder else "encoder", config)
     # One half of a dual encoder reads texts.
-    positions = getattr(getattr(own, "text_config", own), "max_position_embeddings", None)
-    return positions if isinstance(positions, int) and positions > 0 else None
+    return token_positions(getattr(own, "text_config", own))

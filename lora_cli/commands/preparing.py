@@ -132,6 +132,8 @@ def prepare(
     if start is not None and staged is not None:
         source, probe = merge_base(start, source, staged, config, splits)
     base, processor, task = load_model(as_folder(source, display), config, splits.state)
+    for note in base.notes:
+        display.note(note)
     if probe is not None:
         show_same(probe, base.model.to(default_device()), display)
     names = tuple(name for name, _ in base.model.named_modules())

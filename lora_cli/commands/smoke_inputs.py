@@ -1,6 +1,7 @@
 """A recipe cut down: a narrow random model in place of its base, and a few rows."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lora_cli.config.audio import SpeechRecognitionSeq2SeqConfig
 from lora_cli.config.commands import TrainConfig
 from lora_cli.config.distributed import DistributedConfig
 from lora_cli.config.groups import group_options, option_values
@@ -22,6 +24,7 @@ from lora_cli.models.folders import has_processor
 from lora_cli.models.processors import load_processor, tokenizer_of
 from lora_cli.models.sources import resolve_model
 from lora_cli.models.tiny import default_config, make_processor, write_tiny_model
+from lora_cli.tasks.audio import longest_seconds
 from lora_cli.tasks.contract import Family
 from lora_cli.tasks.table import FAMILIES
 
@@ -30,9 +33,13 @@ _BATCH, _STEPS, _NEW_TOKENS = 8, 4, 8
 # More in a batch would take too long.
 _BATCH_TOKENS = 4096
 _WIDTH = 64
-_LANGUAGES = ("source_language", "target_language")
+# Seconds of Whisper's own.
+_WINDOW = 30
+_LANGUAGES = ("source_language", "target_language", "language")
+# What is asked of languages alone.
+_OF_LANGUAGES = {"translate": False}
 # Heads that a pretrained model has; the others are new on any model.
-_PRETRAINED_HEADS = ("MaskedLM", "CausalLM", "Seq2SeqLM")
+_PRETRAINED_HEADS = ("MaskedLM", "CausalLM", "Seq2SeqLM", "SpeechSeq2Seq")
 _FIX = "model.architecture=TYPE, the model_type of its config.json, such as bert"
 
 
@@ -52,11 +59,15 @@ def shrink_run(config: TrainConfig, folder: Path) -> tuple[TrainConfig, list[str
     family = FAMILIES[config.task.family]
     task, told = _small_task(config, family, folder)
     task, splits = _load(task, family, config)
+    task = _with_window(task, splits)
     text, is_read = _write_model(config, family, splits, folder / "model")
     told.append(text)
     # A tokenizer that was made up has no codes of languages.
     codes = [] if is_read else [name for name in _LANGUAGES if getattr(task, name, None)]
-    task = replace(task, **dict.fromkeys(codes))
+    if codes:
+        also = {name: off for name, off in _OF_LANGUAGES.items() if hasattr(task, name)}
+        task = replace(task, **dict.fromkeys(codes), **also)
+        task, splits = _load(task, family, config)
     left_out = [*_unused(config), *(f"task.{name}" for name in codes)]
     count = _rows_of_a_batch(task, family, splits, folder / "model")
     if count < _BATCH:
@@ -114,6 +125,15 @@ def _load(task: Any, family: Family, config: TrainConfig) -> tuple[Any, Splits]:
             if most is not None and most < error.least:
                 raise
             task = replace(task, data=replace(task.data, max_eval_rows=error.least))
+
+
+def _with_window(task: Any, splits: Splits) -> Any:
+    """Return the settings with a window, where a model has one, that is no longer than it must."""
+    if not isinstance(task, SpeechRecognitionSeq2SeqConfig) or task.max_seconds is not None:
+        return task
+    rows = [row for part in splits.rows.values() for row in part]
+    longest = longest_seconds(rows, splits.state["columns"]["audio"])
+    return replace(task, max_seconds=min(max(1, math.ceil(longest)), _WINDOW))
 
 
 def _limited(task: Any, *, train: int, evaluated: int) -> Any:

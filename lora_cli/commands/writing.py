@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from lora_cli.config.audio import SpeechRecognitionSeq2SeqConfig
 from lora_cli.config.generation import GenerationConfig, GenerationOverrides, check_generation
 from lora_cli.config.language import Seq2SeqConfig
 from lora_cli.config.task_families import TASKS, TaskConfig
@@ -60,7 +61,8 @@ def for_evaluation(
         changed: dict[str, Any] = {"generate_in_eval": wanted}
         # It selected a checkpoint, and selects nothing any more.
         if not wanted:
-            changed["metric"] = "loss" if isinstance(task, Seq2SeqConfig) else "perplexity"
+            has_loss = isinstance(task, Seq2SeqConfig | SpeechRecognitionSeq2SeqConfig)
+            changed["metric"] = "loss" if has_loss else "perplexity"
         task = replace(task, **changed)
     return with_generation(task, generation)
 

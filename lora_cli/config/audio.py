@@ -3,7 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lora_cli.config.generation import GenerationConfig
 from lora_cli.config.tasks import TaskSection
+
+# Half of what Whisper's decoder can look at, as in its own transcriptions.
+_NEW_TOKENS = 224
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +51,42 @@ class SpeechRecognitionCTCConfig(TaskSection):
 
     metric: Literal["wer", "cer"] = "wer"
     """Metric that selects the best checkpoint, the error rate of words or characters; less wins."""
+
+
+def _generation() -> GenerationConfig:
+    return GenerationConfig(max_new_tokens=_NEW_TOKENS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeechRecognitionSeq2SeqConfig(TaskSection):
+    """What is said in each sound, or its English translation, written by a decoder (Whisper)."""
+
+    family: Literal["speech_recognition_seq2seq"] = "speech_recognition_seq2seq"
+
+    language: str | None = field(default=None, metadata={"text": True})
+    """What is spoken, as en or english; null with models of English alone, or as the tokenizer."""
+
+    translate: bool = False
+    """Whether the texts are English translations of what is said, not transcripts."""
+
+    normalizer: Literal["basic", "none"] = "basic"
+    """basic: NFKC, lower case, no punctuation but apostrophes in words; texts are scored so."""
+
+    max_seconds: int | None = field(default=None, metadata={"min": 1, "max": 30})
+    """Seconds of the window; null: the model's own, 30. Fewer are cheaper, and must be learned."""
+
+    max_target_length: int = field(default=448, metadata={"min": 8})
+    """Tokens of the language and a transcript at most; rows of train with longer are left out."""
+
+    augmentation: SoundAugmentationConfig = field(default_factory=SoundAugmentationConfig)
+
+    generate_in_eval: bool = True
+    """Whether evaluations write texts as well, for wer and cer."""
+
+    generation: GenerationConfig = field(default_factory=_generation)
+
+    metric: Literal["wer", "cer", "loss"] = "wer"
+    """Metric that selects the best checkpoint; the error rates need generate_in_eval=true."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -129,6 +129,7 @@ class TrainerConfig:
                 "task.family": (
                     *("text_classification", "token_classification", "seq2seq"),
                     *("image_classification", "audio_classification"),
+                    "speech_recognition_seq2seq",
                 )
             },
         },

@@ -1,6 +1,10 @@
 """The table of task families: the settings of each by its name. A new family adds two rows."""
 
-from lora_cli.config.audio import AudioClassificationConfig, SpeechRecognitionCTCConfig
+from lora_cli.config.audio import (
+    AudioClassificationConfig,
+    SpeechRecognitionCTCConfig,
+    SpeechRecognitionSeq2SeqConfig,
+)
 from lora_cli.config.language import (
     AnswerChoiceConfig,
     AnswerChoiceSeq2SeqConfig,
@@ -43,6 +47,7 @@ TaskConfig = (
     | AudioClassificationConfig
     | SpeechRecognitionCTCConfig
     | ImageTextContrastiveConfig
+    | SpeechRecognitionSeq2SeqConfig
 )
 
 TASKS: dict[str, type[TaskConfig]] = {
@@ -64,6 +69,7 @@ TASKS: dict[str, type[TaskConfig]] = {
     "audio_classification": AudioClassificationConfig,
     "speech_recognition_ctc": SpeechRecognitionCTCConfig,
     "image_text_contrastive": ImageTextContrastiveConfig,
+    "speech_recognition_seq2seq": SpeechRecognitionSeq2SeqConfig,
 }
 """Settings of each family, by its name."""
 

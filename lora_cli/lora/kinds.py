@@ -10,6 +10,8 @@ from torch import nn
 
 # Read by the layer that holds them and never called, so an adapter there would do nothing.
 _NEVER_CALLED = (nn.modules.linear.NonDynamicallyQuantizableLinear,)
+# Layers that do so with plain linear layers.
+_READERS = ("WavLMAttention",)
 # Writes the product of nn.Linear in its own words.
 _SAME_FORWARD = ("FalconLinear",)
 _QUANTIZED = ("Linear8bitLt", "Linear4bit")
@@ -50,6 +52,17 @@ def kind_of(module: nn.Module) -> str | None:
 def _multiplies(module: nn.Linear) -> bool:
     """Whether a linear layer computes what its class says: some routers do something else."""
     return type(module).forward is nn.Linear.forward or type(module).__name__ in _SAME_FORWARD
+
+
+def read_by_others(model: nn.Module) -> dict[str, str]:
+    """Return the paths of linear layers that are never called, with the class that reads them."""
+    return {
+        f"{path}.{name}" if path else name: type(module).__name__
+        for path, module in model.named_modules()
+        if type(module).__name__ in _READERS
+        for name, child in module.named_children()
+        if name.endswith("_proj") and isinstance(child, nn.Linear)
+    }
 
 
 def is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:

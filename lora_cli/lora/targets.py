@@ -9,7 +9,7 @@ from torch import nn
 from lora_cli.errors import Problem, UserError
 from lora_cli.lora.blocks import block_of, check_blocks, in_pattern, is_selected, stack_depths
 from lora_cli.lora.build import adaptable_kinds
-from lora_cli.lora.kinds import is_linear, kind_of
+from lora_cli.lora.kinds import is_linear, kind_of, read_by_others
 from lora_cli.lora.patterns import is_inside, last_parts, matches
 from lora_cli.lora.unmatched import UnmatchedTargetsError, check_patterns, unmatched_error
 from lora_cli.models.heads import head_names, output_embeddings
@@ -37,8 +37,12 @@ class ResolvedTargets:
 
 def layer_names(model: nn.Module, variant: str = "lora") -> tuple[str, ...]:
     """Return the paths of all layers that a variant can adapt, in module order."""
-    kinds = adaptable_kinds(variant)
-    return tuple(name for name, module in model.named_modules() if kind_of(module) in kinds)
+    kinds, unread = adaptable_kinds(variant), read_by_others(model)
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if kind_of(module) in kinds and name not in unread
+    )
 
 
 def match_targets(
@@ -276,6 +280,9 @@ def _why_not(model: nn.Module, pattern: str, known: tuple[str, ...], variant: st
     if any(matches(pattern, name) for name in known):
         return "matches only layers of modules that are trained whole, such as the head"
     found = [m for name, m in model.named_modules() if name and matches(pattern, name)]
+    readers = {reader for name, reader in read_by_others(model).items() if matches(pattern, name)}
+    if readers:
+        return f"matches only weights that {', '.join(sorted(readers))} reads without calling them"
     able = [module for module in found if kind_of(module) is not None]
     names = ", ".join(sorted({type(module).__name__ for module in able or found})[:5])
     if able:

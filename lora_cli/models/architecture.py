@@ -107,6 +107,17 @@ def check_architecture(config: Any, expected: ModelConfig) -> None:
         raise UserError(problems)
 
 
+def token_positions(config: Any) -> int | None:
+    """Return how many tokens a model can look at, of Whisper its decoder; None where any number.
+
+    Args:
+        config: Of the model, or of its part that reads the tokens.
+    """
+    own = getattr(config, "max_target_positions", None)
+    positions = getattr(config, "max_position_embeddings", own)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
 def load_architecture(
     source: ModelSource, *, auto_class: str, options: Mapping[str, Any]
 ) -> Architecture:

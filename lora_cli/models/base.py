@@ -44,10 +44,12 @@ class BaseModel:
         model: The model with the task's head.
         new_keys: Names of parameters that the checkpoint does not have, or has in another
             shape, sorted: they start from random values and must be trained and saved.
+        notes: What the user is to be told of it, in sentences.
     """
 
     model: Any
     new_keys: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def load_tokenizer(source: ModelSource) -> Any:

@@ -36,6 +36,8 @@ PROCESSOR_FILES = {
     "image and text processor": ("preprocessor_config.json", "processor_config.json"),
 }
 """Of each kind of processor the files of which one must be there."""
+PROCESSOR_PARTS = {"speech processor": ("feature extractor", "tokenizer")}
+"""Of what kinds a combined processor is made."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -49,26 +51,36 @@ def check_folder(folder: Path, *, processor: str | None) -> Iterator[Problem]:
 
     Args:
         folder: Where it is.
-        processor: What must be there besides the model, one of `PROCESSOR_FILES`.
+        processor: What must be there besides the model, one of `PROCESSOR_FILES` or
+            `PROCESSOR_PARTS`.
     """
     problems = list(check_configs(folder))
     yield from problems
     if any(problem.id == "model.is-adapter" for problem in problems):
         return
     yield from _check_weights(folder)
-    if processor is not None and not has_processor(folder, processor):
-        article = "an" if processor[0] in "aeiou" else "a"
-        rule, finding = f"with {article} {processor}", f"no {processor} file is there"
-        names = PROCESSOR_FILES[processor][0]
-        if processor == "tokenizer":
+    for kind in () if processor is None else _parts(processor):
+        if has_processor(folder, kind):
+            continue
+        article = "an" if kind[0] in "aeiou" else "a"
+        rule, finding = f"with {article} {kind}", f"no {kind} file is there"
+        names = PROCESSOR_FILES[kind][0]
+        if kind == "tokenizer":
             names += " and tokenizer_config.json"
         fix = f"copy {names} of the model into the folder"
-        yield _problem(f"no-{processor.replace(' ', '-')}", rule, finding, folder=folder, fix=fix)
+        yield _problem(f"no-{kind.replace(' ', '-')}", rule, finding, folder=folder, fix=fix)
 
 
 def has_processor(folder: Path, processor: str) -> bool:
     """Whether files of such a processor are there that transformers may read."""
-    return any((folder / name).is_file() for name in PROCESSOR_FILES[processor])
+    return all(
+        any((folder / name).is_file() for name in PROCESSOR_FILES[kind])
+        for kind in _parts(processor)
+    )
+
+
+def _parts(processor: str) -> tuple[str, ...]:
+    return PROCESSOR_PARTS.get(processor, (processor,))
 
 
 def check_configs(folder: Path) -> Iterator[Problem]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 # Where a model does not say which of its parts is the body, as those of T5 and Whisper do not.
@@ -25,6 +26,32 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
             if beside:
                 heads.append(f"{path}.{name}" if path else name)
     return tuple(heads)
+
+
+def renew_heads(model: Any, *, seed: int) -> tuple[str, ...]:
+    """Give the heads of a model new random values, as loading it without a head would, in place.
+
+    Args:
+        model: A model of transformers.
+        seed: Decides the values; the caller's random state is kept.
+
+    Returns:
+        The names of the parameters, sorted.
+    """
+    heads = {name: model.get_submodule(name) for name in head_names(model)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for head in heads.values():
+            for parameter in head.parameters():
+                # Set in loading: values of a file are not to be lost.
+                parameter._is_hf_initialized = False
+            for module in head.modules():
+                model._init_weights(module)
+    return tuple(
+        sorted(
+            f"{name}.{own}" for name, head in heads.items() for own, _ in head.named_parameters()
+        )
+    )
 
 
 def output_embeddings(model: nn.Module) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import transformers
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, WhisperTokenizer
 from transformers.image_processing_base import ImageProcessingMixin
 
 from lora_cli import packages
@@ -25,12 +25,14 @@ from lora_cli.models.base import (
 )
 from lora_cli.models.folders import KEY
 from lora_cli.models.sources import ModelSource
+from lora_cli.models.spoken_languages import agree_on_language
 
 # By kind: the class that loads it, and the module and extra that it needs.
 _LOADERS = {
     "image processor": ("AutoImageProcessor", "PIL", "vision"),
     "feature extractor": ("AutoFeatureExtractor", "soundfile", "audio"),
     "image and text processor": ("AutoProcessor", "PIL", "vision"),
+    "speech processor": ("AutoProcessor", "soundfile", "audio"),
 }
 
 
@@ -39,7 +41,7 @@ def load_processor(source: ModelSource, kind: str) -> Any:
 
     Args:
         source: What `resolve_model` found.
-        kind: One of `lora_cli.models.folders.PROCESSOR_FILES`.
+        kind: One of `lora_cli.models.folders.PROCESSOR_FILES` or `PROCESSOR_PARTS`.
 
     Raises:
         UserError: If it cannot be loaded, or an extra is not installed.
@@ -47,10 +49,11 @@ def load_processor(source: ModelSource, kind: str) -> Any:
     if kind == "tokenizer":
         return load_tokenizer(source)
     loader, module, extra = _LOADERS[kind]
-    packages.check_extra(module, extra=extra, needed_by=f"A model with an {kind}")
+    name = f"a{'n' * (kind[0] in 'aeiou')} {kind}"
+    packages.check_extra(module, extra=extra, needed_by=f"A model with {name}")
     try:
         with silence():
-            return getattr(transformers, loader).from_pretrained(
+            processor = getattr(transformers, loader).from_pretrained(
                 source.folder, local_files_only=True, trust_remote_code=False
             )
     # Validation may raise classes of huggingface_hub's own.
@@ -58,13 +61,18 @@ def load_processor(source: ModelSource, kind: str) -> Any:
         raise UserError(
             Problem(
                 id="model.bad-processor",
-                message=f"`{KEY}` must name a model with an {kind} that transformers can load, "
+                message=f"`{KEY}` must name a model with {name} that transformers can load, "
                 f"but {first_line(error)}.",
                 key=KEY,
                 where=str(source.folder),
                 fix="download the model again, or name another",
             )
         ) from error
+    if (tokenizer := tokenizer_of(processor)) is not None:
+        # Rows are tokenized whole, so its warning of long ones would be wrong.
+        warned = tokenizer.deprecation_warnings
+        warned["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return processor
 
 
 def tokenizer_of(processor: Any) -> Any:
@@ -78,15 +86,24 @@ def agree_with(processor: Any, model: nn.Module, source: ModelSource) -> None:
     """Check that processor and model suit each other, and tell the model of padding, in place.
 
     Raises:
-        UserError: If the tokenizer or the processor is another model's.
+        UserError: If the tokenizer or the processor is another model's, or what is spoken does not
+            suit the model.
     """
-    tokenizer = tokenizer_of(processor)
-    # A model of speech says tokens, and reads none.
-    if tokenizer is not None and not hasattr(processor, "feature_extractor"):
-        check_vocabulary(tokenizer, model, source)
-        # All texts of SigLIP have one length, filled up where they were filled up before.
-        if not is_sigmoid(processor):
-            agree_on_padding(tokenizer, model)
+    _check_loss(processor, model, source)
+    tokenizer, kind = tokenizer_of(processor), getattr(model, "config", None)
+    # A model that says letters at each moment reads no tokens.
+    reads = not hasattr(processor, "feature_extractor")
+    if tokenizer is None or not (reads or getattr(kind, "is_encoder_decoder", False)):
+        return
+    check_vocabulary(tokenizer, model, source)
+    # All texts of SigLIP have one length, filled up where they were filled up before.
+    if not is_sigmoid(processor):
+        agree_on_padding(tokenizer, model)
+    if isinstance(tokenizer, WhisperTokenizer):
+        agree_on_language(tokenizer, model)
+
+
+def _check_loss(processor: Any, model: nn.Module, source: ModelSource) -> None:
     if hasattr(model, "logit_scale") and hasattr(model, "logit_bias") != is_sigmoid(processor):
         raise UserError(
             Problem(

@@ -3,8 +3,8 @@
 Whisper reads 30 seconds and AST about 10, whatever the length of a sound, and silence fills the
 rest. Cut to a window of s seconds, they keep the embeddings of the positions in the first s
 seconds, which are the ones that a short sound had before. The weights are the same and the
-function is not: attention and the mean over positions no longer see the silence. So the window is
-part of the model from its loading on: it is trained so, and so it is saved.
+function is not: attention, and the mean over positions or the decoder, no longer see the silence.
+So the window is part of the model from its loading on: it is trained so, and so it is saved.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 # Whisper: 100 frames of its spectrum a second, two of which are a position. AST: 100 frames.
-_WHISPER_POSITIONS = 50
+WHISPER_POSITIONS = 50
 _AST_FRAMES = 100
 
 
@@ -47,14 +47,14 @@ def cut_model(model: Any, seconds: int) -> None:
     """Make a model look at no more than so many seconds, in place; others are left as they are."""
     match model.config.model_type:
         case "whisper":
-            _cut_whisper(model, seconds * _WHISPER_POSITIONS)
+            _cut_whisper(model, seconds * WHISPER_POSITIONS)
         case "audio-spectrogram-transformer":
             _cut_ast(model, seconds * _AST_FRAMES)
 
 
 def _cut_whisper(model: Any, positions: int) -> None:
     """Keep the first positions of the encoder, which are constants."""
-    encoder = model.encoder
+    encoder = model.get_encoder()
     if positions >= model.config.max_source_positions:
         return
     kept = encoder.embed_positions.weight.detach()[:positions].clone()

@@ -6,6 +6,7 @@ seed of a run decides, and stops at sounds shorter than one mask.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,15 +24,15 @@ def seeded_masks(
         model: In training or not; one that draws no masks is left alone.
         seed: Of the step; None outside of training.
         ids: Of the rows of the batch.
-        samples: Of its longest row.
+        samples: Of its longest row; not read where a model has a window.
     """
     config: Any = getattr(model, "config", None)
-    stride = getattr(config, "inputs_to_logits_ratio", None)
-    if seed is None or stride is None or not getattr(config, "apply_spec_augment", False):
+    if seed is None or not getattr(config, "apply_spec_augment", False):
         yield
         return
-    # The last frames need more samples than one stride.
-    frames = samples // stride - 1
+    stride = getattr(config, "inputs_to_logits_ratio", None)
+    # The last frames need more samples than one stride; Whisper's are those of its window.
+    frames = math.inf if stride is None else samples // stride - 1
     before = np.random.get_state()
     digest = hashlib.sha256("/".join([str(seed), *ids]).encode()).digest()
     np.random.seed(int.from_bytes(digest[:4], "little"))

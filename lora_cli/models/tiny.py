@@ -4,6 +4,7 @@ Layers keep their number and their names, so that everything which names them me
 the real model; only their width shrinks.
 """
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import transformers
 from lora_cli.errors import Problem, UserError, nearest_name
 from lora_cli.models.base import LOADING_ERRORS, silence
 from lora_cli.models.processors import tokenizer_of
+from lora_cli.models.spoken_languages import LANGUAGES, prompt_tokens, special_tokens
 
 _HEADS = 4
 _VOCABULARY = 2000
@@ -73,7 +75,7 @@ def make_processor(kind: str, config: Any, texts: Iterable[str]) -> Any:
     """Return a processor for a model.
 
     Args:
-        kind: One of `lora_cli.models.folders.PROCESSOR_FILES`.
+        kind: One of `lora_cli.models.folders.PROCESSOR_FILES` or `PROCESSOR_PARTS`.
         config: Of the model.
         texts: Of the rows, for a tokenizer.
     """
@@ -83,6 +85,10 @@ def make_processor(kind: str, config: Any, texts: Iterable[str]) -> Any:
         return _make_feature_extractor(config)
     if kind == "image and text processor":
         return _make_image_and_text_processor(config, texts)
+    if kind == "speech processor":
+        return transformers.WhisperProcessor(
+            _make_feature_extractor(config), make_speech_tokenizer(texts, languages=())
+        )
     size = getattr(getattr(config, "vision_config", config), "image_size", _PIXELS)
     if isinstance(getattr(config, "depths", None), list | tuple):
         # Models of stages take images of any size, and begin with very small patches.
@@ -146,6 +152,36 @@ def make_tokenizer(texts: Iterable[str]) -> Any:
         chat_template=_CHAT,
         **_SPECIAL,
     )
+
+
+def make_speech_tokenizer(texts: Iterable[str], *, languages: Iterable[str] = LANGUAGES) -> Any:
+    """Return a tokenizer of Whisper's kind, of bytes, that was trained on some texts.
+
+    Args:
+        texts: In any language.
+        languages: Codes of those that it has tokens for, in Whisper's order.
+    """
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+
+    pieces = Tokenizer(models.BPE())
+    pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=_VOCABULARY,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    made = json.loads(pieces.to_str())["model"]
+    merges = [tuple(pair) for pair in made["merges"]]
+    tokenizer = transformers.WhisperTokenizer(vocab=made["vocab"], merges=merges)
+    names = special_tokens(languages)
+    tokenizer.add_tokens([AddedToken(name, special=True) for name in names])
+    tokenizer.pad_token = tokenizer.eos_token
+    # The tokens that texts begin with have numbers now.
+    tokenizer.set_prefix_tokens()
+    return tokenizer
 
 
 def write_tiny_model(
@@ -237,6 +273,9 @@ def _suit_tokens(config: Any, tokenizer: Any) -> None:
     text.vocab_size = config.vocab_size = count
     if hasattr(config, "decoder_vocab_size"):
         config.decoder_vocab_size = count
+    if isinstance(tokenizer, transformers.WhisperTokenizer):
+        config.decoder_start_token_id = prompt_tokens(tokenizer)[0]
+        config.begin_suppress_tokens = config.suppress_tokens = None
     for name in ("pad", "bos", "eos"):
         setattr(text, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     for part in (config, text):

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lora_cli.data.types import Row, Splits
+from lora_cli.models.sources import ModelSource
 
 Features = dict[str, Any]
 Batch = dict[str, Any]
@@ -153,6 +154,13 @@ class Family(Protocol):
 
     def model_options(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Return keyword arguments for `from_pretrained`, such as the number of labels."""
+
+    def check_head(self, source: ModelSource, state: Mapping[str, Any]) -> tuple[bool, str]:
+        """Say whether a head of the right size that the base has says what the task wants.
+
+        The second value tells it to the user, if there is something to tell. Otherwise a new head
+        is made.
+        """
 
     def fit_model(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         """Change a model that was just loaded to what is known from the data, in place, if so."""

@@ -29,6 +29,7 @@ from transformers import (
 
 from lora_cli.config.generation import GenerationConfig
 from lora_cli.lora.prefix import Prefix
+from lora_cli.models.architecture import token_positions
 from lora_cli.models.base import silence
 from lora_cli.tasks.streaming import stream_to
 
@@ -78,17 +79,17 @@ def generate(
     """
     plain = unwrapped(model)
     ends = ending_ids(plain, tokenizer, end_ids)
-    search = _search(plain, tokenizer, config, ends=ends, options=options or {})
+    search = search_settings(plain, tokenizer, config, ends=ends, options=options or {})
     streamer = stream_to(on_text, lambda row: text_of(tokenizer, row, config), config.stop)
     found: list[list[int]] = [[] for _ in input_ids]
     for room, places in _by_room(plain, input_ids, config).items():
         rows = [input_ids[place] for place in places]
-        processors = _draws(config, [ids[place] for place in places])
+        processors = draws(config, [ids[place] for place in places])
         search.max_new_tokens = room
-        with _writing(plain, search):
+        with writing(plain, search):
             written = _run(plain, tokenizer, rows, config, processors, streamer)
         for place, row in zip(places, written, strict=True):
-            found[place] = _cut(row, tokenizer, ends=ends, stop=config.stop)
+            found[place] = until_end(row, tokenizer, ends=ends, stop=config.stop)
     return found
 
 
@@ -164,7 +165,7 @@ def unwrapped(model: Any) -> Any:
     return model
 
 
-def _search(
+def search_settings(
     model: Any,
     tokenizer: Any,
     config: GenerationConfig,
@@ -172,6 +173,7 @@ def _search(
     ends: frozenset[int],
     options: Mapping[str, Any],
 ) -> Search:
+    """Return how transformers is to search; arguments as of `generate`, `ends` all end tokens."""
     own = {name: getattr(model.generation_config, name) for name in _OF_THE_MODEL}
     if own["pad_token_id"] is None:
         own["pad_token_id"] = tokenizer.pad_token_id
@@ -194,7 +196,7 @@ def _by_room(
     model: Any, input_ids: Sequence[Sequence[int]], config: GenerationConfig
 ) -> dict[int, list[int]]:
     """Return the places of the rows by the number of tokens that may be written for them."""
-    most, positions = config.max_new_tokens, _positions(model)
+    most, positions = config.max_new_tokens, decoder_room(model)
     if positions is None:
         return {most: list(range(len(input_ids)))}
     rooms: dict[int, list[int]] = {}
@@ -209,18 +211,17 @@ def _by_room(
     return rooms
 
 
-def _positions(model: Any) -> int | None:
+def decoder_room(model: Any) -> int | None:
     """Return how many tokens a decoder can look at; None where there is no limit."""
-    text = model.config.get_text_config(decoder=True)
-    positions = getattr(text, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions <= 0:
+    positions = token_positions(model.config.get_text_config(decoder=True))
+    if positions is None:
         return None
     prefixes = [module for module in model.modules() if isinstance(module, Prefix)]
     return positions - sum(prefix.size.num_tokens for prefix in prefixes)
 
 
 @contextmanager
-def _writing(model: Any, search: Search) -> Iterator[None]:
+def writing(model: Any, search: Search) -> Iterator[None]:
     """Put a model into the state to generate in: nothing of its own search settings is left."""
     own, training = model.generation_config, [m for m in model.modules() if m.training]
     model.generation_config = search
@@ -251,12 +252,11 @@ def _run(
         # It counts positions itself, by the mask.
         del inputs["position_ids"]
         start = inputs["input_ids"].shape[1]
-    stops = [_StopAtTexts(tokenizer, config.stop, start)] if config.stop else []
     written = model.generate(
         **inputs,
         generation_config=search,
         logits_processor=processors,
-        stopping_criteria=StoppingCriteriaList(stops),
+        stopping_criteria=stops_at(tokenizer, config.stop, start),
         streamer=streamer,
     )
     tokens: list[list[int]] = written[:, start:].tolist()
@@ -274,7 +274,7 @@ def _pad_right(
     return {name: torch.tensor(values, device=device) for name, values in found.items()}
 
 
-def _cut(
+def until_end(
     tokens: Sequence[int], tokenizer: Any, *, ends: frozenset[int], stop: Sequence[str]
 ) -> list[int]:
     """Return the tokens up to the one that ended the text."""
@@ -292,7 +292,7 @@ def _holds_text(tokens: Sequence[int], tokenizer: Any, texts: Sequence[str]) -> 
     return any(text in written for text in texts)
 
 
-def _draws(config: GenerationConfig, ids: Sequence[str]) -> LogitsProcessorList:
+def draws(config: GenerationConfig, ids: Sequence[str]) -> LogitsProcessorList:
     """Return what changes logits so that the largest is a draw; nothing without sampling."""
     if not config.do_sample:
         return LogitsProcessorList([])
@@ -321,6 +321,11 @@ class _Noise(LogitsProcessor):
         )
         # The logarithm of zero would undo the -inf of tokens that are ruled out.
         return scores - noise.clamp_min(torch.finfo(noise.dtype).tiny).log().to(scores)
+
+
+def stops_at(tokenizer: Any, texts: Sequence[str], start: int) -> StoppingCriteriaList:
+    """Return what ends rows at texts that they hold behind their first `start` tokens."""
+    return StoppingCriteriaList([_StopAtTexts(tokenizer, texts, start)] if texts else [])
 
 
 class _StopAtTexts(StoppingCriteria):

@@ -1,6 +1,7 @@
 """Base models with the head of a task."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from lora_cli.errors import Problem, UserError
 from lora_cli.models.base import BaseModel, load_base
+from lora_cli.models.heads import head_names, renew_heads
 from lora_cli.models.sources import ModelSource
 from lora_cli.tasks.contract import Family
 
@@ -42,6 +44,12 @@ def load_with_head(
     )
     if family.auto_class == _DECODER and sees_later_tokens(base.model):
         raise UserError(_no_decoder(base.model, source))
+    fits, note = family.check_head(source, state)
+    if not fits and not any(key.startswith(head_names(base.model)) for key in base.new_keys):
+        new = (*base.new_keys, *renew_heads(base.model, seed=seed))
+        base = replace(base, new_keys=tuple(sorted(new)), notes=(note,))
+    elif fits and note:
+        base = replace(base, notes=(note,))
     family.fit_model(base.model, state)
     if base.new_keys:
         family.start_head(base.model, state)

@@ -17,6 +17,7 @@ from lora_cli.data.sources import Loaded, load_rows
 from lora_cli.data.splits import choose_splits, limit_rows, without_empty
 from lora_cli.data.types import Row, Splits
 from lora_cli.errors import Problem, UserError
+from lora_cli.models.sources import ModelSource
 from lora_cli.tasks.contract import Features
 
 Columns = Mapping[str, str | None]
@@ -110,6 +111,11 @@ class RowFamily(ABC):
     def start_head(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         """Leave the random values of a new head as they are."""
         del model, state
+
+    def check_head(self, source: ModelSource, state: Mapping[str, Any]) -> tuple[bool, str]:
+        """Take a head of the right size for the task's: other labels are refused in loading."""
+        del source, state
+        return True, ""
 
     def fit_model(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         """Leave a model that was just loaded as it is."""

@@ -161,20 +161,7 @@ class Seq2SeqTask:
         labels_BT = batch["labels"]
         read_BT = shift_right(labels_BT, unwrapped(model), start=self._start(model))
         logits_BTV = model(**batch["inputs"], decoder_input_ids=read_BT, use_cache=False).logits
-        labels_BT = labels_BT.to(logits_BTV.device)
-        learned_BT = labels_BT != IGNORED
-        logits_NV, true_N = logits_BTV[learned_BT], labels_BT[learned_BT]
-        if "seed" in batch:
-            loss_sum = functional.cross_entropy(
-                logits_NV.float(),
-                true_N,
-                reduction="sum",
-                label_smoothing=batch.get("label_smoothing", 0.0),
-            )
-            return StepOutput(loss_sum, len(true_N), {})
-        said_BT2 = torch.zeros((*labels_BT.shape, 2), device=labels_BT.device)
-        said_BT2[learned_BT] = own_and_best(logits_NV, true_N)
-        return StepOutput(-said_BT2[..., 0].sum(), len(true_N), {"log_probs": said_BT2})
+        return score_labels(logits_BTV, labels_BT, batch)
 
     def _tokens(self, most: int, **text: str) -> tuple[list[int], int]:
         """Return the tokens of a text, and how many were cut off."""
@@ -198,6 +185,30 @@ class Seq2SeqTask:
     def _ends(self) -> tuple[int, ...]:
         sep = self._tokenizer.sep_token_id
         return () if self._tokenizer.eos_token_id is not None or sep is None else (sep,)
+
+
+def score_labels(logits_BTV: torch.Tensor, labels_BT: torch.Tensor, batch: Batch) -> StepOutput:
+    """Return the loss of labels, -100 behind them, and what `Seq2SeqTask.forward` says of them.
+
+    Args:
+        logits_BTV: By which each label is predicted.
+        labels_BT: Tokens.
+        batch: Says whether this is a step of training, and its `label_smoothing`.
+    """
+    labels_BT = labels_BT.to(logits_BTV.device)
+    learned_BT = labels_BT != IGNORED
+    logits_NV, true_N = logits_BTV[learned_BT], labels_BT[learned_BT]
+    if "seed" in batch:
+        loss_sum = functional.cross_entropy(
+            logits_NV.float(),
+            true_N,
+            reduction="sum",
+            label_smoothing=batch.get("label_smoothing", 0.0),
+        )
+        return StepOutput(loss_sum, len(true_N), {})
+    said_BT2 = torch.zeros((*labels_BT.shape, 2), device=labels_BT.device)
+    said_BT2[learned_BT] = own_and_best(logits_NV, true_N)
+    return StepOutput(-said_BT2[..., 0].sum(), len(true_N), {"log_probs": said_BT2})
 
 
 def shift_right(labels_BT: torch.Tensor, model: Any, *, start: Mapping[str, int]) -> torch.Tensor:
@@ -279,11 +290,12 @@ class Seq2Seq(RowFamily):
 
             check_metric_packages("task.generate_in_eval=true")
         elif config.metric != "loss":
-            raise UserError(_needs_texts(config.metric))
+            raise UserError(needs_texts(config.metric))
         return Seq2SeqTask(config, state, processor)
 
 
-def _needs_texts(metric: str) -> Problem:
+def needs_texts(metric: str) -> Problem:
+    """Texts are to be compared that are not written."""
     return Problem(
         id="task.needs-texts",
         message=f"`task.metric` must be loss where no texts are written, but is {metric} and "

@@ -22,6 +22,8 @@ Span = tuple[int, int, int, int]
 
 # Chunks that are run together, at most.
 _TOGETHER = 8
+# What a model of transformers counts the frames of samples with.
+_COUNT = "_get_feat_extract_output_lengths"
 
 
 def chunk_spans(samples: int, *, chunk: int, stride: int) -> list[Span]:
@@ -81,7 +83,7 @@ class SpeechReader(AudioReader):
             for span in chunk_spans(len(wave), chunk=self._chunk, stride=self._stride)
         ]
         found: dict[tuple[int, int], torch.Tensor] = {}
-        for part in self._parts(units):
+        for part in self._parts(units, model):
             cut = [waves[row][start:end] for row, (start, end, *_) in part]
             ids = [batch["ids"][row] for row, _ in part]
             for (row, span), frames in zip(part, self._run(model, cut, ids, seed), strict=True):
@@ -91,10 +93,17 @@ class SpeechReader(AudioReader):
             for row in range(len(waves))
         ]
 
-    def _parts(self, units: Sequence[tuple[int, Span]]) -> Iterator[list[tuple[int, Span]]]:
-        """Yield the chunks that are run together: of one length where padding cannot be masked."""
+    def _parts(
+        self, units: Sequence[tuple[int, Span]], model: Callable[..., Any]
+    ) -> Iterator[list[tuple[int, Span]]]:
+        """Yield the chunks that are run together.
+
+        They are of one length where padding cannot be masked, or where the model, such as an ONNX
+        session, does not say which frames are of it.
+        """
         lengths = [end - start for _, (start, end, *_) in units]
-        for length in [None] if self._processor.return_attention_mask else sorted(set(lengths)):
+        pads = self._processor.return_attention_mask and hasattr(model, _COUNT)
+        for length in [None] if pads else sorted(set(lengths)):
             chosen = [
                 unit for unit, own in zip(units, lengths, strict=True) if length in (None, own)
             ]
@@ -118,12 +127,7 @@ class SpeechReader(AudioReader):
             logits_BFV = model(**inputs).logits.float()
         if all(len(wave) == longest for wave in waves):
             return list(logits_BFV)
-        count: Any = getattr(model, "_get_feat_extract_output_lengths", None)
-        lengths = torch.tensor([len(wave) for wave in waves])
-        if count is None:
-            frames = torch.ceil(lengths * logits_BFV.shape[1] / longest).long()
-        else:
-            frames = count(lengths)
+        frames = getattr(model, _COUNT)(torch.tensor([len(wave) for wave in waves]))
         return [row[:size] for row, size in zip(logits_BFV, frames.tolist(), strict=True)]
 
 

@@ -22,12 +22,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2Processor
 
-from lora_cli import packages
 from lora_cli.config.audio import SpeechRecognitionCTCConfig
-from lora_cli.config.tasks import DataConfig
-from lora_cli.data import made_up
-from lora_cli.data.columns import check_texts
-from lora_cli.data.listing import list_rows
 from lora_cli.data.sources import Loaded
 from lora_cli.data.transcripts import (
     BLANK,
@@ -39,20 +34,13 @@ from lora_cli.data.transcripts import (
     spell,
 )
 from lora_cli.data.types import Row
-from lora_cli.errors import Problem, UserError
-from lora_cli.tasks.audio import AudioFamily
+from lora_cli.models.sources import ModelSource
 from lora_cli.tasks.contract import Batch, Features, StepOutput
-from lora_cli.tasks.rows import Columns, Role, raise_if
+from lora_cli.tasks.rows import Columns, raise_if
 from lora_cli.tasks.speech import SpeechReader, best_path, pad_frames
+from lora_cli.tasks.spoken import SpokenFamily, without_long
 
-TRANSCRIPT = Role(
-    "text",
-    (
-        *("text", "sentence", "transcription", "transcript", "normalized_text"),
-        *("raw_transcription", "transcriptions", "words"),
-    ),
-    made_up=made_up.word,
-)
+_VOCABULARY = "vocab.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,22 +170,10 @@ def ctc_loss(
     return loss_sum, int(sizes.sum())
 
 
-class SpeechRecognitionCTC(AudioFamily):
+class SpeechRecognitionCTC(SpokenFamily):
     """A row in the table of families; the state holds ``vocabulary``."""
 
     auto_class = "AutoModelForCTC"
-    task_type: str | None = None
-    targets = (TRANSCRIPT,)
-
-    def find(self, data: DataConfig, *, file_split: str = "train") -> Loaded:
-        """Read the rows; refuse to start where what counts errors is not installed."""
-        packages.check_extra("jiwer", extra="audio", needed_by="Speech recognition")
-        return super().find(data, file_split=file_split)
-
-    def check_rows(self, rows: Sequence[Row], columns: Columns) -> list[Problem]:
-        """Refuse rows without a sound, or whose transcript is empty."""
-        problems, column = self.input_problems(rows, columns), columns["text"]
-        return problems if column is None else problems + check_texts(rows, column)
 
     def learn(
         self, config: Any, train: Sequence[Row], loaded: Loaded, columns: Columns
@@ -212,19 +188,6 @@ class SpeechRecognitionCTC(AudioFamily):
         texts = [normalize(row.values[columns["text"] or ""], config.normalizer) for row in train]
         return {"vocabulary": build_vocabulary(texts)}
 
-    def check_evaluated(self, config: Any, rows: Sequence[Row], columns: Columns) -> list[Problem]:
-        """Refuse transcripts of which nothing is left."""
-        column = columns["text"] or ""
-        empty = [row for row in rows if not normalize(row.values[column], config.normalizer)]
-        return [_nothing_left(empty, column)] if empty else []
-
-    def learn_used(
-        self, config: Any, train: Sequence[Row], state: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Return nothing more: sounds are not cut."""
-        del config, train, state
-        return {}
-
     def describe(self, state: Mapping[str, Any]) -> str:
         """Return the number of letters."""
         return f"{len(state['vocabulary']) - 3} letters"
@@ -235,17 +198,28 @@ class SpeechRecognitionCTC(AudioFamily):
         """Leave out what is too long to be trained on."""
         del model
         kept = [row for row in features if row["measures"]["seconds"] <= config.max_seconds]
-        if not kept:
-            raise UserError(_all_long(config.max_seconds))
-        if len(kept) == len(features):
-            return features, ()
-        left_out = len(features) - len(kept)
-        text = f"train: left out {left_out:,} of {len(features):,} rows, longer than "
-        return kept, (text + f"task.max_seconds={config.max_seconds}",)
+        return without_long(
+            features,
+            kept,
+            limit=f"task.max_seconds={config.max_seconds}",
+            key="task.max_seconds",
+            fix="cut the recordings at pauses, or raise task.max_seconds",
+        )
 
     def model_options(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Return the size of the head, and its blank."""
         return {"vocab_size": len(state["vocabulary"]), "pad_token_id": 0}
+
+    def check_head(self, source: ModelSource, state: Mapping[str, Any]) -> tuple[bool, str]:
+        """Compare the letters of the base's own vocabulary with those of train."""
+        try:
+            numbers = json.loads((source.folder / _VOCABULARY).read_bytes())
+            letters = sorted(numbers, key=numbers.__getitem__)
+        except (OSError, ValueError, TypeError, AttributeError):
+            letters = []
+        if letters == state["vocabulary"]:
+            return True, "head: that of the base is kept, whose letters are those of train"
+        return False, "head: new, since that of the base says other letters than those of train"
 
     def fit_model(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         """Leave the model as it is: it reads sounds as long as they are."""
@@ -254,7 +228,7 @@ class SpeechRecognitionCTC(AudioFamily):
     def fit_processor(self, processor: Any, state: Mapping[str, Any]) -> Any:
         """Return a processor with a tokenizer for the vocabulary, beside the feature extractor."""
         with TemporaryDirectory() as folder:
-            path = Path(folder) / "vocab.json"
+            path = Path(folder) / _VOCABULARY
             numbers = {letter: number for number, letter in enumerate(state["vocabulary"])}
             path.write_text(json.dumps(numbers, ensure_ascii=False), encoding="utf-8")
             tokenizer = Wav2Vec2CTCTokenizer(
@@ -279,23 +253,3 @@ class SpeechRecognitionCTC(AudioFamily):
             stride=config.stride_seconds,
         )
         return SpeechRecognitionCTCTask(config, state, reader)
-
-
-def _nothing_left(rows: Sequence[Row], column: str) -> Problem:
-    return Problem(
-        id="data.empty-transcript",
-        message=f"`{column}` must hold words in every row, but nothing is left of "
-        f"{len(rows):,} transcripts without punctuation.",
-        where=list_rows(rows),
-        fix="correct these rows, or task.normalizer=none",
-    )
-
-
-def _all_long(seconds: int) -> Problem:
-    return Problem(
-        id="data.all-long",
-        message="`train` must have sounds that are short enough to be trained on, but all are "
-        f"longer than {seconds} s.",
-        key="task.max_seconds",
-        fix="cut the recordings at pauses, or raise task.max_seconds",
-    )

@@ -15,6 +15,7 @@ from lora_cli.tasks.question_answering import QuestionAnswering
 from lora_cli.tasks.ranking import Ranking
 from lora_cli.tasks.seq2seq import Seq2Seq
 from lora_cli.tasks.speech_recognition_ctc import SpeechRecognitionCTC
+from lora_cli.tasks.speech_recognition_seq2seq import SpeechRecognitionSeq2Seq
 from lora_cli.tasks.text_classification import TextClassification
 from lora_cli.tasks.text_regression import TextRegression
 from lora_cli.tasks.token_classification import TokenClassification
@@ -38,4 +39,5 @@ FAMILIES: dict[str, Family] = {
     "audio_classification": AudioClassification(),
     "speech_recognition_ctc": SpeechRecognitionCTC(),
     "image_text_contrastive": ImageTextContrastive(),
+    "speech_recognition_seq2seq": SpeechRecognitionSeq2Seq(),
 }

@@ -66,23 +66,37 @@ def written_metrics(
     The latter are bleu, chrf, ROUGE and exact_match (see `lora_cli.metrics.generation`) and
     ``ended``, the share of the texts that ended by themselves.
     """
-    from lora_cli.metrics.perplexity import token_metrics
-
-    known = [one.score for one in predictions if one.score is not None]
-    found = token_metrics(
-        [one.loss_sum for one in known],
-        [one.hits for one in known],
-        [one.count for one in known],
-    )
-    pairs = [
-        (one.text, one.references) for one in predictions if one.text is not None and one.references
-    ]
+    pairs, found = compared_texts(predictions), score_metrics(predictions)
     if pairs:
         from lora_cli.metrics.generation import generation_metrics
 
         found |= generation_metrics(
             [text for text, _ in pairs], [wanted for _, wanted in pairs], tokenizer=tokenizer
         )
-        ends = [one.is_ended for one in predictions if one.text is not None and one.references]
-        found["ended"] = sum(map(bool, ends)) / len(ends)
+        found["ended"] = share_ended(predictions)
     return found
+
+
+def score_metrics(predictions: Sequence[WrittenText]) -> dict[str, float]:
+    """Return perplexity and token_accuracy of the targets."""
+    from lora_cli.metrics.perplexity import token_metrics
+
+    known = [one.score for one in predictions if one.score is not None]
+    return token_metrics(
+        [one.loss_sum for one in known],
+        [one.hits for one in known],
+        [one.count for one in known],
+    )
+
+
+def compared_texts(predictions: Sequence[WrittenText]) -> list[tuple[str, tuple[str, ...]]]:
+    """Return the texts that were written, each with what was wanted, where both are known."""
+    return [
+        (one.text, one.references) for one in predictions if one.text is not None and one.references
+    ]
+
+
+def share_ended(predictions: Sequence[WrittenText]) -> float:
+    """Return the share of the compared texts that ended by themselves; there must be some."""
+    ends = [one.is_ended for one in predictions if one.text is not None and one.references]
+    return sum(map(bool, ends)) / len(ends)

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 
 from lora_cli.commands.writing import for_evaluation, with_generation
+from lora_cli.config.audio import SpeechRecognitionSeq2SeqConfig
 from lora_cli.config.generation import GenerationConfig, GenerationOverrides
 from lora_cli.config.language import CausalLanguageModelingConfig, ChatConfig, Seq2SeqConfig
 from lora_cli.config.task_families import TASKS
@@ -52,6 +53,9 @@ def test_an_evaluation_writes_texts_on_request() -> None:
     found = for_evaluation(plain, generate=True, generation=GenerationOverrides(num_beams=2))
     assert found == ChatConfig(generate_in_eval=True, generation=GenerationConfig(num_beams=2))
     found = for_evaluation(TASK, generate=False, generation=none)
+    assert (found.generate_in_eval, found.metric) == (False, "loss")  # type: ignore[union-attr]
+    speech = SpeechRecognitionSeq2SeqConfig(generate_in_eval=True)
+    found = for_evaluation(speech, generate=False, generation=GenerationOverrides())
     assert (found.generate_in_eval, found.metric) == (False, "loss")  # type: ignore[union-attr]
 
 

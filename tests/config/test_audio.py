@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from lora_cli.config.audio import AudioClassificationConfig
+from lora_cli.config.audio import AudioClassificationConfig, SpeechRecognitionSeq2SeqConfig
+from lora_cli.config.generation import GenerationConfig
 from lora_cli.config.task_families import TASKS
 
 
@@ -15,6 +16,22 @@ def test_nothing_is_changed_at_random_unless_asked() -> None:
     assert TASKS[config.family] is AudioClassificationConfig
     assert config.augmentation.gain == config.augmentation.noise == 0
     assert config.max_seconds is None
+
+
+def test_a_decoder_may_write_as_much_as_a_window_holds() -> None:
+    config = SpeechRecognitionSeq2SeqConfig()
+    assert TASKS[config.family] is SpeechRecognitionSeq2SeqConfig
+    assert config.generation == GenerationConfig(max_new_tokens=224)
+    assert config.language is None
+
+
+def test_a_window_is_no_longer_than_that_of_whisper(
+    run_cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    task = ("task=speech_recognition_seq2seq", "task.data.path=x", "task.max_seconds=31")
+    finished = run_cli("train", *task, "model.path=y", cwd=tmp_path)
+    assert finished.code == 2
+    assert "`task.max_seconds` must be" in finished.err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The settings of families that generate: what is refused, by their metadata."""
 
 from dataclasses import fields
+from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -26,9 +27,10 @@ def test_packing_is_on_for_texts_and_off_for_conversations() -> None:
     }
     assert packs == {"chat", "causal_language_modeling"}
     # Others leave rows as they are.
-    rows: Any = [{"id": "1", "measures": {"seconds": 1.0}}]
+    rows: Any = [{"id": "1", "measures": {"seconds": 1.0}, "fits": True, "target": [1]}]
+    model: Any = SimpleNamespace(config=SimpleNamespace(max_source_positions=1500))
     for name in set(TASKS) - packs:
-        assert FAMILIES[name].arrange(TASKS[name](), rows, None) == (rows, ())  # type: ignore[arg-type]
+        assert FAMILIES[name].arrange(TASKS[name](), rows, model) == (rows, ())
 
 
 def test_metrics_that_need_no_answers_are_those_of_plain_text() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_cli.config import adapters, distributed, media, optim, sections, strategies, tasks
+from lora_cli.config import adapters, audio, distributed, media, optim, sections, strategies, tasks
 from lora_cli.config import commands as command_configs
 from lora_cli.tasks.table import FAMILIES
 
@@ -23,7 +23,7 @@ FIELDS = sorted(
     {
         (cls.__name__, field.name)
         for module in (
-            *(sections, adapters, distributed, strategies, optim, tasks, media),
+            *(sections, adapters, distributed, strategies, optim, tasks, media, audio),
             command_configs,
         )
         for cls in vars(module).values()

@@ -1,8 +1,10 @@
 import time
+from typing import Any
 
 import pytest
 import torch
 import transformers
+from tiny_sounds import build
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -302,3 +304,19 @@ def test_adapter_files_may_name_what_is_not_there(model: nn.Module) -> None:
     )
     assert len(names) == 11
     assert match_targets(model, targets=("q_proj",), saved_modules=()) == ()
+
+
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
+def test_projections_that_wavlm_reads_without_calling_them_are_no_targets() -> None:
+    model = build("wavlm")
+    wanted: dict[str, Any] = {"exclude": (), "auto": None, "saved_modules": ()}
+    with pytest.raises(UserError, match="WavLMAttention reads without calling them"):
+        resolve_targets(model, targets=("q_proj",), **wanted)
+    found = resolve_targets(model, targets="all-linear", **wanted).names
+    called = set()
+    for name in found:
+        model.get_submodule(name).register_forward_hook(lambda *_, own=name: called.add(own))
+    with torch.no_grad():
+        model(input_values=torch.randn(1, 4000))
+    assert set(found) == called
+    assert len(found) > 4

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import transformers
 from safetensors.torch import load_file, save_file
+from tiny_sounds import write_whisper
 from tiny_vision import PIXELS, write_tiny_pairs, write_tiny_vision
 
 from lora_cli.errors import UserError
@@ -57,6 +58,23 @@ def test_the_tokenizer_of_a_combined_processor() -> None:
 def test_a_feature_extractor_makes_a_second_of_silence() -> None:
     extractor = transformers.Wav2Vec2FeatureExtractor()
     assert sample_inputs(extractor)["input_values"].shape == (2, 16_000)
+
+
+def test_a_speech_processor_has_two_parts(tmp_path: Path) -> None:
+    source = resolve_model(str(write_whisper(tmp_path)), processor="speech processor")
+    processor = load_processor(source, "speech processor")
+    assert tokenizer_of(processor) is processor.tokenizer
+    assert sample_inputs(processor)["input_features"].shape == (2, 16, 200)
+    model = load_base(
+        source, auto_class="AutoModelForSpeechSeq2Seq", options={}, dtype="auto", seed=0
+    ).model
+    processor.tokenizer.add_tokens(["one more"])
+    with pytest.raises(UserError, match="whose tokenizer belongs to the model"):
+        agree_with(processor, model, source)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="with a tokenizer") as caught:
+        resolve_model(str(tmp_path), processor="speech processor")
+    assert [problem.id for problem in caught.value.problems] == ["model.no-tokenizer"]
 
 
 def test_a_folder_without_one_is_refused(vit: Path, tmp_path: Path) -> None:

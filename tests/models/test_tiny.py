@@ -10,6 +10,7 @@ from lora_cli.errors import UserError
 from lora_cli.models.tiny import (
     default_config,
     make_processor,
+    make_speech_tokenizer,
     make_tokenizer,
     shrink,
     write_tiny_model,
@@ -85,6 +86,25 @@ def test_a_model_of_its_own_class_keeps_head_and_format(tmp_path: Path) -> None:
     assert (model.dtype, model.config.hidden_size) == (torch.bfloat16, 128)
     assert model.classifier.weight.shape == (3, 128)
     assert model.get_input_embeddings().num_embeddings == len(tokenizer)
+
+
+def test_a_speech_tokenizer_reads_what_it_writes(tmp_path: Path) -> None:
+    make_speech_tokenizer(TEXTS).save_pretrained(tmp_path)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in TEXTS:
+        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+    # transformers counts languages from the start token.
+    tokenizer.set_prefix_tokens(language="haw", task="transcribe")
+    names = ["<|startoftranscript|>", "<|haw|>", "<|transcribe|>", "<|notimestamps|>"]
+    assert tokenizer.prefix_tokens == tokenizer.convert_tokens_to_ids(names)
+    config = default_config("whisper", layers=1, positions=0)
+    processor = make_processor("speech processor", config, TEXTS)
+    write_tiny_model(
+        tmp_path, config, processor, auto_class="AutoModelForSpeechSeq2Seq", width=64, seed=0
+    )
+    model: Any = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path)
+    assert "<|en|>" not in processor.tokenizer.get_vocab()
+    assert model.config.decoder_start_token_id == processor.tokenizer.prefix_tokens[0]
 
 
 def test_groups_of_heads_and_positions_stay_possible() -> None:

@@ -57,6 +57,31 @@ def test_chunks_say_what_the_whole_says(seconds: float, tmp_path: Path) -> None:
     assert torch.allclose(found[0], found[1], atol=1e-6)
 
 
+def test_a_model_that_does_not_count_its_frames_is_given_rows_of_one_length(
+    tmp_path: Path,
+) -> None:
+    """An exported one; with guesses, frames of padding would be taken for those of a row."""
+
+    def run(input_values: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        assert attention_mask.all()
+        return Local()(input_values)
+
+    places = []
+    for number, seconds in enumerate((0.5, 0.731, 0.5)):
+        path = tmp_path / f"{number}.wav"
+        path.write_bytes(wav(tone(300, seconds, rate=16000), rate=16000))
+        places.append({"path": path.name, "file": str(path)})
+    reader = SpeechReader(
+        transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True),
+        {"columns": {"audio": "audio"}},
+        augmentation=SoundAugmentationConfig(),
+        chunk=20,
+        stride=2,
+    )
+    found = reader.logits({"places": places, "ids": ["a", "b", "c"]}, run)
+    assert [len(row) for row in found] == [24, 36, 24]
+
+
 def test_rows_are_padded_and_read() -> None:
     rows = [torch.eye(3)[[0, 2]], torch.eye(3)[[1, 1, 0]]]
     padded, counts = pad_frames(rows)
