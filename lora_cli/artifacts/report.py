@@ -56,6 +56,10 @@ svg text { fill: var(--soft); } .grid { stroke: var(--edge); fill: none; }
 DataTable = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 
+# Scores of a label, as the page calls them.
+_SCORES = {"precision": "precision", "recall": "recall", "f1": "F1", "iou": "IoU"}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportData:
     """What a report shows, as plain values.
@@ -211,18 +215,19 @@ def _confusion(report: ReportData) -> str:
 
 
 def _classes(report: ReportData) -> str:
+    shown = [name for name in _SCORES if all(name in scores for scores in report.classes)]
     rows = [
         _row(
             label,
-            [f"{scores[name]:.3f}" for name in ("precision", "recall", "f1")]
-            + [f"{scores['support']:.0f}"],
+            [f"{scores[name]:.3f}" for name in shown] + [f"{scores['support']:.0f}"],
         )
         for label, scores in [
             *zip(report.labels, report.classes, strict=True),
             *((f"{name} average", scores) for name, scores in report.averages.items()),
         ]
     ]
-    return _table(["label", "precision", "recall", "F1", "rows"], rows)
+    counted = "pixels" if "iou" in shown else "rows"
+    return _table(["label", *(_SCORES[name] for name in shown), counted], rows)
 
 
 def _pictures(pictures: Sequence[tuple[str, str]]) -> str:

@@ -62,15 +62,13 @@ def show_report(display: Display, report: Mapping[str, Any]) -> None:
         return
     lines = list(zip(report["labels"], report["classes"], strict=True))
     lines += [("macro average", report["macro"]), ("weighted average", report["weighted"])]
+    scores = [name for name in report["macro"] if name != "support"]
     table = [
-        [
-            name,
-            *(f"{line[score]:.4f}" for score in ("precision", "recall", "f1")),
-            f"{line['support']:,}",
-        ]
+        [name, *(f"{line[score]:.4f}" for score in scores), f"{line['support']:,}"]
         for name, line in lines
     ]
-    display.table("adapter, by class", ["class", "precision", "recall", "f1", "rows"], table)
+    counted = "pixels" if "iou" in scores else "rows"
+    display.table("adapter, by class", ["class", *scores, counted], table)
 
 
 def card_data(

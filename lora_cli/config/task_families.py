@@ -8,7 +8,11 @@ from lora_cli.config.language import (
     ChatConfig,
     Seq2SeqConfig,
 )
-from lora_cli.config.media import ImageClassificationConfig, ImageMultiLabelConfig
+from lora_cli.config.media import (
+    ImageClassificationConfig,
+    ImageMultiLabelConfig,
+    SemanticSegmentationConfig,
+)
 from lora_cli.config.tasks import (
     MaskedLanguageModelingConfig,
     MultiLabelClassificationConfig,
@@ -38,6 +42,7 @@ TaskConfig = (
     | ImageMultiLabelConfig
     | AudioClassificationConfig
     | SpeechRecognitionCTCConfig
+    | SemanticSegmentationConfig
 )
 
 TASKS: dict[str, type[TaskConfig]] = {
@@ -58,5 +63,6 @@ TASKS: dict[str, type[TaskConfig]] = {
     "image_multi_label": ImageMultiLabelConfig,
     "audio_classification": AudioClassificationConfig,
     "speech_recognition_ctc": SpeechRecognitionCTCConfig,
+    "semantic_segmentation": SemanticSegmentationConfig,
 }
 """Settings of each family, by its name."""

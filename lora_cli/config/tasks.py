@@ -13,6 +13,7 @@ from lora_cli.config.sections import path_field, text_field
 
 _CLASSES = ("text_classification", "multi_label_classification")
 _IMAGES = ("image_classification", "image_multi_label")
+_MASKS = ("semantic_segmentation",)
 _SOUNDS = ("audio_classification",)
 _SPEECH = ("speech_recognition_ctc",)
 _SEVERAL = ("multi_label_classification", "image_multi_label")
@@ -52,8 +53,11 @@ class DataConfig:
     text_pair_column: str | None = _column(*_TEXTS, *_CHOSEN)
     """Column with a second text; null means single texts."""
 
-    image_column: str | None = _column(*_IMAGES)
+    image_column: str | None = _column(*_IMAGES, *_MASKS)
     """Column with the path or the bytes of an image; null takes the first of image, img, ..."""
+
+    mask_column: str | None = _column(*_MASKS)
+    """Column with the path or the bytes of a mask; null takes the first of mask, annotation, ..."""
 
     audio_column: str | None = _column(*_SOUNDS, *_SPEECH)
     """Column with the path or the bytes of a sound; null takes the first of audio, sound, ..."""
@@ -134,7 +138,11 @@ class DataConfig:
 
     label_names: tuple[str, ...] | None = field(
         default=None,
-        metadata={"only": {"task.family": (*_CLASSES, *_IMAGES, *_SOUNDS, *_TOKENS, *_CHOSEN)}},
+        metadata={
+            "only": {
+                "task.family": (*(*_CLASSES, *_IMAGES, *_MASKS, *_SOUNDS, *_TOKENS, *_CHOSEN),)
+            }
+        },
     )
     """Label or tag names in order; null sorts those found in train. Names integers 0, 1, ..."""
 

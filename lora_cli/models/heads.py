@@ -5,7 +5,10 @@ from typing import Any
 from torch import nn
 
 # Where a model does not say which of its parts is the body, as those of T5 and Whisper do not.
-_HEADS = ("classifier", "classification_head", "score", "qa_outputs", "lm_head")
+_HEADS = (
+    *("classifier", "classification_head", "score", "qa_outputs", "lm_head"),
+    *("decode_head", "auxiliary_head"),
+)
 
 
 def head_names(model: nn.Module) -> tuple[str, ...]:

@@ -213,6 +213,8 @@ def _shrink_stages(config: Any, *, width: int) -> None:
         config.embed_dim, config.hidden_size = width, width * 2 ** (len(depths) - 1)
     if isinstance(getattr(config, "num_heads", None), list | tuple):
         config.num_heads = [_HEADS] * len(depths)
+    if isinstance(getattr(config, "num_attention_heads", None), list | tuple):
+        config.num_attention_heads = [_HEADS] * len(depths)
     config.image_size = _SMALL_PIXELS
     if _size(config, "window_size") is not None:
         # The last stage of such images has two patches a side.

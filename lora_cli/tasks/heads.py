@@ -43,6 +43,9 @@ def load_with_head(
     if family.auto_class == _DECODER and sees_later_tokens(base.model):
         raise UserError(_no_decoder(base.model, source))
     family.fit_model(base.model, state)
+    # A part that was taken out is not trained.
+    kept = base.model.state_dict().keys()
+    base = BaseModel(base.model, tuple(name for name in base.new_keys if name in kept))
     if base.new_keys:
         family.start_head(base.model, state)
     return base

@@ -12,6 +12,7 @@ from lora_cli.tasks.multi_label import MultiLabelClassification
 from lora_cli.tasks.multiple_choice import MultipleChoice
 from lora_cli.tasks.question_answering import QuestionAnswering
 from lora_cli.tasks.ranking import Ranking
+from lora_cli.tasks.semantic_segmentation import SemanticSegmentation
 from lora_cli.tasks.seq2seq import Seq2Seq
 from lora_cli.tasks.speech_recognition_ctc import SpeechRecognitionCTC
 from lora_cli.tasks.text_classification import TextClassification
@@ -36,4 +37,5 @@ FAMILIES: dict[str, Family] = {
     "image_multi_label": ImageMultiLabel(),
     "audio_classification": AudioClassification(),
     "speech_recognition_ctc": SpeechRecognitionCTC(),
+    "semantic_segmentation": SemanticSegmentation(),
 }

@@ -1,0 +1,77 @@
+"""Random models of parts of images, small enough for tests, and pictures of coloured shapes."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+PIXELS = 32
+COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
+SIZES: dict[str, dict[str, Any]] = {
+    "segformer": {
+        "depths": [1, 1],
+        "num_encoder_blocks": 2,
+        "hidden_sizes": [16, 32],
+        "num_attention_heads": [1, 2],
+        "sr_ratios": [2, 1],
+        "patch_sizes": [3, 3],
+        "strides": [2, 2],
+        "mlp_ratios": [2, 2],
+        "decoder_hidden_size": 32,
+        "initializer_range": 0.2,
+    },
+}
+
+
+def write_tiny_segformer(folder: Path, *, seed: int = 0, kind: str = "segformer") -> None:
+    """Write a random model without a head and its image processor into a folder."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.for_model(kind, **SIZES[kind])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.AutoModel.from_config(config)
+    model.save_pretrained(folder)
+    size = {"height": PIXELS, "width": PIXELS}
+    transformers.SegformerImageProcessorPil(size=size).save_pretrained(folder)
+
+
+def scene(draw: random.Random, *, size: tuple[int, int] = (40, 36)) -> tuple[Any, Any, Any]:
+    """Return a picture with a red and a blue rectangle, its mask, and the boxes by colour.
+
+    The mask has 0 for the ground, 1 for red and 2 for blue.
+    """
+    from PIL import Image
+
+    width, height = size
+    picture = Image.new("RGB", size, tuple(draw.randrange(90, 160) for _ in range(3)))
+    mask, boxes = Image.new("L", size, 0), {}
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        wide, high = draw.randrange(10, width // 2 - 2), draw.randrange(10, height - 4)
+        left = draw.randrange(width // 2 - wide) + number * width // 2
+        top = draw.randrange(height - high)
+        box = (left, top, left + wide, top + high)
+        picture.paste(colour, box)
+        mask.paste(number + 1, box)
+        boxes[name] = box
+    return picture, mask, boxes
+
+
+def write_scenes(folder: Path, *, train: int = 24, test: int = 8, seed: int = 0) -> Path:
+    """Write train/images/0.png, train/masks/0.png, ..., and validation and test alike."""
+    draw = random.Random(seed)
+    for split, count in (("train", train), ("validation", test), ("test", test)):
+        for name in ("images", "masks"):
+            (folder / split / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            picture, mask, _ = scene(draw, size=(40 + number % 3, 36))
+            picture.save(folder / split / "images" / f"{number}.png")
+            mask.save(folder / split / "masks" / f"{number}.png")
+    return folder
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write rows as JSON Lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
