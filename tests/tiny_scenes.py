@@ -20,7 +20,63 @@ SIZES: dict[str, dict[str, Any]] = {
         "decoder_hidden_size": 32,
         "initializer_range": 0.2,
     },
+    "yolos": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "image_size": [PIXELS, PIXELS],
+        "patch_size": 8,
+        "num_detection_tokens": 6,
+        "initializer_range": 0.2,
+    },
 }
+
+
+def tiny_detr(kind: str = "detr", **more: Any) -> Any:
+    """Return the settings of a small DETR with a ResNet."""
+    import transformers
+
+    backbone = transformers.ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        layer_type="basic",
+        out_features=["stage2"],
+    )
+    return transformers.AutoConfig.for_model(
+        kind,
+        backbone_config=backbone,
+        d_model=32,
+        num_queries=6,
+        **dict.fromkeys(("encoder_layers", "decoder_layers"), 1),
+        **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2),
+        **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 32),
+        **more,
+    )
+
+
+def stir(model: Any) -> None:
+    """Give random values to places and tokens, which begin at zero: a frozen base keeps them."""
+    import torch
+
+    for name, parameter in model.named_parameters():
+        if name.endswith(("tokens", "token", "position_embeddings")):
+            torch.nn.init.normal_(parameter)
+
+
+def write_tiny_detector(folder: Path, config: Any, *, seed: int = 0) -> None:
+    """Write a random model without a head, and a processor that keeps the sides of images."""
+    import torch
+    import transformers
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.AutoModel.from_config(config)
+        stir(model)
+    model.save_pretrained(folder)
+    size = {"shortest_edge": PIXELS, "longest_edge": 2 * PIXELS}
+    transformers.YolosImageProcessorPil(size=size).save_pretrained(folder)
 
 
 def write_tiny_segformer(folder: Path, *, seed: int = 0, kind: str = "segformer") -> None:
@@ -68,6 +124,22 @@ def write_scenes(folder: Path, *, train: int = 24, test: int = 8, seed: int = 0)
             picture, mask, _ = scene(draw, size=(40 + number % 3, 36))
             picture.save(folder / split / "images" / f"{number}.png")
             mask.save(folder / split / "masks" / f"{number}.png")
+    return folder
+
+
+def write_boxes(folder: Path, *, train: int = 24, test: int = 8, seed: int = 0) -> Path:
+    """Write train.jsonl, ... with objects, and their images in a folder beside them."""
+    draw = random.Random(seed)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", train), ("validation", test), ("test", test)):
+        rows = []
+        for number in range(count):
+            picture, _, boxes = scene(draw, size=(40 + number % 3, 36))
+            name = f"images/{split}-{number}.png"
+            picture.save(folder / name)
+            sides = [[x, y, right - x, low - y] for x, y, right, low in boxes.values()]
+            rows.append({"image": name, "objects": {"bbox": sides, "category": list(boxes)}})
+        write_rows(folder / f"{split}.jsonl", rows)
     return folder
 
 

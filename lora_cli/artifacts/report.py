@@ -57,7 +57,12 @@ DataTable = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 
 # Scores of a label, as the page calls them.
-_SCORES = {"precision": "precision", "recall": "recall", "f1": "F1", "iou": "IoU"}
+_SCORES = {
+    **{"precision": "precision", "recall": "recall", "f1": "F1", "iou": "IoU"},
+    **{"ap": "AP", "ap_50": "AP50"},
+}
+COUNTED = {"iou": "pixels", "ap": "boxes"}
+"""What is counted of a label that has such a score; rows where it has none of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -226,7 +231,7 @@ def _classes(report: ReportData) -> str:
             *((f"{name} average", scores) for name, scores in report.averages.items()),
         ]
     ]
-    counted = "pixels" if "iou" in shown else "rows"
+    counted = next((COUNTED[name] for name in shown if name in COUNTED), "rows")
     return _table(["label", *(_SCORES[name] for name in shown), counted], rows)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_cli.artifacts.adapter import Adapter, AdapterRecord
 from lora_cli.artifacts.card import CardData
-from lora_cli.artifacts.report import DataTable, ReportData
+from lora_cli.artifacts.report import COUNTED, DataTable, ReportData
 from lora_cli.artifacts.run_dir import PACKAGES, read_metrics
 from lora_cli.artifacts.tuned import Tuned
 from lora_cli.commands.display import Display
@@ -67,7 +67,7 @@ def show_report(display: Display, report: Mapping[str, Any]) -> None:
         [name, *(f"{line[score]:.4f}" for score in scores), f"{line['support']:,}"]
         for name, line in lines
     ]
-    counted = "pixels" if "iou" in scores else "rows"
+    counted = next((COUNTED[name] for name in scores if name in COUNTED), "rows")
     display.table("adapter, by class", ["class", *scores, counted], table)
 
 

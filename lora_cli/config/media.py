@@ -90,3 +90,29 @@ class SemanticSegmentationConfig(TaskSection):
 
     metric: Literal["mean_iou", "pixel_accuracy"] = "mean_iou"
     """Metric that selects the best checkpoint; both are reported."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoxAugmentationConfig:
+    """Random changes of images in training, with their boxes."""
+
+    flip: float = field(default=0.5, metadata={"min": 0, "max": 1})
+    """Chance of mirroring left and right; 0 where direction matters, as in writing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectDetectionConfig(TaskSection):
+    """Boxes around things in an image, each with a class."""
+
+    family: Literal["object_detection"] = "object_detection"
+
+    box_format: Literal["sides", "corners"] = "sides"
+    """sides: left, top, width, height (COCO); corners: left, top, right, bottom; in pixels."""
+
+    threshold: float = field(default=0.5, metadata={"min": 0, "below": 1})
+    """Boxes that predict writes are at least so sure; all of them count in evaluations."""
+
+    augmentation: BoxAugmentationConfig = field(default_factory=BoxAugmentationConfig)
+
+    metric: Literal["map", "map_50"] = "map"
+    """Metric that selects the best checkpoint: average precision at .5 to .95, or .5 overlap."""

@@ -11,6 +11,7 @@ from lora_cli.config.language import (
 from lora_cli.config.media import (
     ImageClassificationConfig,
     ImageMultiLabelConfig,
+    ObjectDetectionConfig,
     SemanticSegmentationConfig,
 )
 from lora_cli.config.tasks import (
@@ -43,6 +44,7 @@ TaskConfig = (
     | AudioClassificationConfig
     | SpeechRecognitionCTCConfig
     | SemanticSegmentationConfig
+    | ObjectDetectionConfig
 )
 
 TASKS: dict[str, type[TaskConfig]] = {
@@ -64,5 +66,6 @@ TASKS: dict[str, type[TaskConfig]] = {
     "audio_classification": AudioClassificationConfig,
     "speech_recognition_ctc": SpeechRecognitionCTCConfig,
     "semantic_segmentation": SemanticSegmentationConfig,
+    "object_detection": ObjectDetectionConfig,
 }
 """Settings of each family, by its name."""

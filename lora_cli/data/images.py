@@ -50,6 +50,13 @@ def upright_size(content: bytes) -> tuple[int, int]:
     return (height, width) if is_lying else (width, height)
 
 
+def mirror(image: Any) -> Any:
+    """Return an image with left and right exchanged."""
+    from PIL import ImageOps
+
+    return ImageOps.mirror(image)
+
+
 def thumbnail(content: bytes) -> str:
     """Return a small copy of an image as a data URI, which a page can hold in itself."""
     image, small = read_image(content), BytesIO()

@@ -88,6 +88,17 @@ def mask(config: Any, number: int) -> bytes:
     return content.getvalue()
 
 
+def objects(config: Any, number: int) -> dict[str, Any]:
+    """Return one or two boxes inside of `picture`, in the format of the settings."""
+    has_corners = config.box_format == "corners"
+    boxes, names = [], []
+    for place in range(1 + number % 2):
+        left, top, width, height = 1 + 12 * place, 3, 9, 12
+        boxes.append([left, top, width + has_corners * left, height + has_corners * top])
+        names.append(label(config, number + place))
+    return {"bbox": boxes, "category": names}
+
+
 def sound(config: Any, number: int) -> bytes:
     """Return a WAV file of half a second, a tone with some noise, low or high by its label."""
     del config

@@ -32,6 +32,7 @@ ENDINGS = {
 _WANTED = {
     "image": ("images", ", ".join(name.removeprefix(".") for name in ENDINGS["image"])),
     "audio": ("sounds", ", ".join(name.removeprefix(".") for name in ENDINGS["audio"])),
+    "box": ("images with all of their boxes inside", "boxes with a width and a height in pixels"),
     "mask": ("masks", "images, not jpg, with the number of a class for each pixel of the picture"),
 }
 
@@ -44,7 +45,7 @@ class UnreadableError(UserError):
     """The files of some rows cannot be read.
 
     Attributes:
-        kind: "image", "audio" or "mask".
+        kind: "image", "audio", "mask" or "box".
         found: Name and reason of each.
     """
 

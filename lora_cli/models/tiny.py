@@ -82,6 +82,10 @@ def make_processor(kind: str, config: Any, texts: Iterable[str]) -> Any:
     if kind == "feature extractor":
         return _make_feature_extractor(config)
     size = getattr(getattr(config, "vision_config", config), "image_size", _PIXELS)
+    if isinstance(size, list | tuple):
+        # Detectors read images of any size.
+        sides = {"shortest_edge": _SMALL_PIXELS, "longest_edge": 2 * _SMALL_PIXELS}
+        return transformers.YolosImageProcessorPil(size=sides)
     if isinstance(getattr(config, "depths", None), list | tuple):
         # Models of stages take images of any size, and begin with very small patches.
         size = _SMALL_PIXELS

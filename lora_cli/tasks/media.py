@@ -120,6 +120,11 @@ class MediaReader(ABC):
     def __init__(self, processor: Any, columns: Columns) -> None:
         self._processor, self._column = processor, columns[self.kind] or ""
 
+    @property
+    def column(self) -> str:
+        """The column of the files."""
+        return self._column
+
     @abstractmethod
     def describe(self, content: bytes) -> Features:
         """Return what the report tells of a file, and `length` if files differ in cost.

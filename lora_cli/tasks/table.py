@@ -10,6 +10,7 @@ from lora_cli.tasks.image_classification import ImageClassification, ImageMultiL
 from lora_cli.tasks.masked_language_modeling import MaskedLanguageModeling
 from lora_cli.tasks.multi_label import MultiLabelClassification
 from lora_cli.tasks.multiple_choice import MultipleChoice
+from lora_cli.tasks.object_detection import ObjectDetection
 from lora_cli.tasks.question_answering import QuestionAnswering
 from lora_cli.tasks.ranking import Ranking
 from lora_cli.tasks.semantic_segmentation import SemanticSegmentation
@@ -38,4 +39,5 @@ FAMILIES: dict[str, Family] = {
     "audio_classification": AudioClassification(),
     "speech_recognition_ctc": SpeechRecognitionCTC(),
     "semantic_segmentation": SemanticSegmentation(),
+    "object_detection": ObjectDetection(),
 }
