@@ -56,6 +56,32 @@ def tiny_detr(kind: str = "detr", **more: Any) -> Any:
     )
 
 
+def tiny_rt_detr(**more: Any) -> Any:
+    """Return the settings of a small RT-DETR."""
+    import transformers
+
+    backbone = transformers.RTDetrResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 16, 16, 16],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    return transformers.RTDetrConfig(
+        backbone_config=backbone,
+        encoder_in_channels=[16, 16, 16],
+        decoder_in_channels=[16, 16, 16],
+        **dict.fromkeys(("encoder_hidden_dim", "d_model"), 16),
+        **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 32),
+        **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2),
+        decoder_layers=2,
+        decoder_n_points=2,
+        num_queries=6,
+        num_denoising=4,
+        **more,
+    )
+
+
 def stir(model: Any) -> None:
     """Give random values to places and tokens, which begin at zero: a frozen base keeps them."""
     import torch

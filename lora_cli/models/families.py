@@ -211,6 +211,7 @@ AUTO_TARGETS: dict[str, tuple[str, ...]] = {
     "qwen2_5_vl": _LANGUAGE,
     "qwen2_vl": _LANGUAGE,
     "qwen3_vl": _LANGUAGE,
+    "rt_detr": _PROJECTIONS,
     "segformer": _PROJECTIONS,
     "sew": _PROJECTIONS,
     "sew-d": ("query_proj", "value_proj"),

@@ -9,17 +9,16 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from tiny_scenes import PIXELS, SIZES, scene, stir, tiny_detr
+from tiny_scenes import PIXELS, SIZES, scene, stir, tiny_detr, tiny_rt_detr
 from transformers.image_transforms import center_to_corners_format
 
 from lora_cli.config.media import BoxAugmentationConfig, ObjectDetectionConfig
 from lora_cli.data.types import Row
 from lora_cli.errors import UserError
+from lora_cli.tasks.boxed_images import relative_boxes
 from lora_cli.tasks.object_detection import (
     ObjectDetection,
     counting_alone,
-    relative_boxes,
-    surest_boxes,
 )
 
 STATE = {
@@ -47,11 +46,14 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
 
 def make_model(kind: str) -> Any:
     torch.manual_seed(0)
-    config = (
-        transformers.YolosConfig(**SIZES["yolos"])
-        if kind == "yolos"
-        else tiny_detr(kind, **QUIET, auxiliary_loss=True)
-    )
+    config: Any
+    match kind:
+        case "yolos":
+            config = transformers.YolosConfig(**SIZES["yolos"])
+        case "rt_detr":
+            config = tiny_rt_detr()
+        case _:
+            config = tiny_detr(kind, **QUIET, auxiliary_loss=True)
     config.num_labels = 2
     model: Any = transformers.AutoModelForObjectDetection.from_config(config).eval()
     stir(model)
@@ -78,7 +80,7 @@ def annotations(row: Row) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("kind", ["yolos", "detr", "conditional_detr"])
+@pytest.mark.parametrize("kind", ["yolos", "detr", "conditional_detr", "rt_detr"])
 def test_the_loss_of_an_image_is_that_of_transformers(rows: list[Row], kind: str) -> None:
     model, task = make_model(kind), make_task()
     output = task.forward(model, batch_of(task, rows))
@@ -164,13 +166,6 @@ def test_other_processes_are_not_asked_for_their_boxes() -> None:
     with counting_alone():
         assert not module.is_accelerate_available()
     assert module.is_accelerate_available()
-
-
-def test_at_most_a_hundred_boxes_of_an_image() -> None:
-    torch.manual_seed(0)
-    found = surest_boxes(torch.randn(90, 2), torch.rand(90, 4), (10, 10), 2)
-    assert len(found.scores) == 100
-    assert (found.scores[:-1] >= found.scores[1:]).all()
 
 
 def test_lines_hold_sure_boxes_or_all_beside_the_true_ones(rows: list[Row]) -> None:
