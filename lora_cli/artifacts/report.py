@@ -56,6 +56,15 @@ svg text { fill: var(--soft); } .grid { stroke: var(--edge); fill: none; }
 DataTable = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 
+# Scores of a label, as the page calls them.
+_SCORES = {
+    **{"precision": "precision", "recall": "recall", "f1": "F1", "iou": "IoU"},
+    **{"ap": "AP", "ap_50": "AP50"},
+}
+COUNTED = {"iou": "pixels", "ap": "boxes"}
+"""What is counted of a label that has such a score; rows where it has none of them."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportData:
     """What a report shows, as plain values.
@@ -211,18 +220,19 @@ def _confusion(report: ReportData) -> str:
 
 
 def _classes(report: ReportData) -> str:
+    shown = [name for name in _SCORES if all(name in scores for scores in report.classes)]
     rows = [
         _row(
             label,
-            [f"{scores[name]:.3f}" for name in ("precision", "recall", "f1")]
-            + [f"{scores['support']:.0f}"],
+            [f"{scores[name]:.3f}" for name in shown] + [f"{scores['support']:.0f}"],
         )
         for label, scores in [
             *zip(report.labels, report.classes, strict=True),
             *((f"{name} average", scores) for name, scores in report.averages.items()),
         ]
     ]
-    return _table(["label", "precision", "recall", "F1", "rows"], rows)
+    counted = next((COUNTED[name] for name in shown if name in COUNTED), "rows")
+    return _table(["label", *(_SCORES[name] for name in shown), counted], rows)
 
 
 def _pictures(pictures: Sequence[tuple[str, str]]) -> str:

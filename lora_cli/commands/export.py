@@ -20,6 +20,7 @@ from lora_cli.errors import Problem, UserError
 from lora_cli.lora.strategies import why_unmergeable
 from lora_cli.training.runtime import default_device
 
+_DETECTING = "AutoModelForObjectDetection"
 _WRITING = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
 
 
@@ -90,7 +91,7 @@ def _check_peft(opened: Opened) -> None:
 
 
 def _check_head(opened: Opened, format_: str) -> None:
-    """Refuse ONNX for models that write, which run many times for one text.
+    """Refuse ONNX for models that write, which run many times for one text, or find boxes.
 
     Raises:
         UserError: If it is such a model.
@@ -105,6 +106,18 @@ def _check_head(opened: Opened, format_: str) -> None:
                 key="format",
                 allowed=", ".join(name for name in EXPORTERS if name != "onnx"),
                 fix="format=hf, which programs that serve language models read",
+            )
+        )
+    if format_ == "onnx" and opened.family.auto_class == _DETECTING:
+        raise UserError(
+            Problem(
+                id="export.no-onnx",
+                message="`format` must suit the task, but a model of "
+                f"task={opened.config.task.family} reads images in many sizes, and an ONNX file "
+                "of lora-cli has one size of images.",
+                key="format",
+                allowed=", ".join(name for name in EXPORTERS if name != "onnx"),
+                fix="format=hf writes the merged model in its own format",
             )
         )
 

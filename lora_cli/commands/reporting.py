@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_cli.artifacts.adapter import Adapter, AdapterRecord
 from lora_cli.artifacts.card import CardData
-from lora_cli.artifacts.report import DataTable, ReportData
+from lora_cli.artifacts.report import COUNTED, DataTable, ReportData
 from lora_cli.artifacts.run_dir import PACKAGES, read_metrics
 from lora_cli.artifacts.tuned import Tuned
 from lora_cli.commands.display import Display
@@ -62,15 +62,13 @@ def show_report(display: Display, report: Mapping[str, Any]) -> None:
         return
     lines = list(zip(report["labels"], report["classes"], strict=True))
     lines += [("macro average", report["macro"]), ("weighted average", report["weighted"])]
+    scores = [name for name in report["macro"] if name != "support"]
     table = [
-        [
-            name,
-            *(f"{line[score]:.4f}" for score in ("precision", "recall", "f1")),
-            f"{line['support']:,}",
-        ]
+        [name, *(f"{line[score]:.4f}" for score in scores), f"{line['support']:,}"]
         for name, line in lines
     ]
-    display.table("adapter, by class", ["class", "precision", "recall", "f1", "rows"], table)
+    counted = next((COUNTED[name] for name in scores if name in COUNTED), "rows")
+    display.table("adapter, by class", ["class", *scores, counted], table)
 
 
 def card_data(

@@ -16,6 +16,8 @@ from lora_cli.config.media import (
     ImageClassificationConfig,
     ImageMultiLabelConfig,
     ImageTextContrastiveConfig,
+    ObjectDetectionConfig,
+    SemanticSegmentationConfig,
 )
 from lora_cli.config.tasks import (
     MaskedLanguageModelingConfig,
@@ -48,6 +50,8 @@ TaskConfig = (
     | SpeechRecognitionCTCConfig
     | ImageTextContrastiveConfig
     | SpeechRecognitionSeq2SeqConfig
+    | SemanticSegmentationConfig
+    | ObjectDetectionConfig
 )
 
 TASKS: dict[str, type[TaskConfig]] = {
@@ -70,6 +74,8 @@ TASKS: dict[str, type[TaskConfig]] = {
     "speech_recognition_ctc": SpeechRecognitionCTCConfig,
     "image_text_contrastive": ImageTextContrastiveConfig,
     "speech_recognition_seq2seq": SpeechRecognitionSeq2SeqConfig,
+    "semantic_segmentation": SemanticSegmentationConfig,
+    "object_detection": ObjectDetectionConfig,
 }
 """Settings of each family, by its name."""
 

@@ -13,6 +13,8 @@ from lora_cli.config.sections import path_field, text_field
 
 _CLASSES = ("text_classification", "multi_label_classification")
 _IMAGES = ("image_classification", "image_multi_label")
+_MASKS = ("semantic_segmentation",)
+_BOXES = ("object_detection",)
 _SOUNDS = ("audio_classification",)
 _CAPTIONED = ("image_text_contrastive",)
 _SPEECH = ("speech_recognition_ctc", "speech_recognition_seq2seq")
@@ -27,6 +29,7 @@ _CAUSAL = ("causal_language_modeling",)
 _CHAT = ("chat",)
 _PAIRS = ("seq2seq",)
 _CHOSEN = ("answer_choice", "answer_choice_seq2seq")
+_NAMED = (*_CLASSES, *_IMAGES, *_MASKS, *_BOXES, *_SOUNDS, *_TOKENS, *_CHOSEN)
 
 
 def _column(*families: str) -> Any:
@@ -53,8 +56,14 @@ class DataConfig:
     text_pair_column: str | None = _column(*_TEXTS, *_CHOSEN)
     """Column with a second text; null means single texts."""
 
-    image_column: str | None = _column(*_IMAGES, *_CAPTIONED)
+    image_column: str | None = _column(*_IMAGES, *_CAPTIONED, *_MASKS, *_BOXES)
     """Column with the path or the bytes of an image; null takes the first of image, img, ..."""
+
+    mask_column: str | None = _column(*_MASKS)
+    """Column with the path or the bytes of a mask; null takes the first of mask, annotation, ..."""
+
+    objects_column: str | None = _column(*_BOXES)
+    """Column with boxes and categories; null takes the first of objects, annotations, boxes."""
 
     audio_column: str | None = _column(*_SOUNDS, *_SPEECH)
     """Column with the path or the bytes of a sound; null takes the first of audio, sound, ..."""
@@ -139,8 +148,7 @@ class DataConfig:
     """Column with the text wanted, or several, the first of which is learned; null: target, ..."""
 
     label_names: tuple[str, ...] | None = field(
-        default=None,
-        metadata={"only": {"task.family": (*_CLASSES, *_IMAGES, *_SOUNDS, *_TOKENS, *_CHOSEN)}},
+        default=None, metadata={"only": {"task.family": _NAMED}}
     )
     """Label or tag names in order; null sorts those found in train. Names integers 0, 1, ..."""
 

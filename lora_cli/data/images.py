@@ -11,6 +11,8 @@ from lora_cli.data.media import MediaError
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _WHITE = (255, 255, 255)
 _THUMBNAIL = 96
+# The tag of EXIF that says how an image is turned, and its values that exchange the sides.
+_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
 
 
 def read_image(content: bytes) -> Any:
@@ -22,7 +24,7 @@ def read_image(content: bytes) -> Any:
     Raises:
         MediaError: If the bytes are no image, or not a whole one.
     """
-    return to_rgb(_load(content))
+    return to_rgb(load_image(content))
 
 
 def describe_image(content: bytes) -> dict[str, Any]:
@@ -31,11 +33,28 @@ def describe_image(content: bytes) -> dict[str, Any]:
     Raises:
         MediaError: As `read_image`.
     """
-    image = _load(content)
+    image = load_image(content)
     return {
         "measures": {"width": image.width, "height": image.height},
         "kinds": {"format": image.format or "", "mode": image.mode},
     }
+
+
+def upright_size(content: bytes) -> tuple[int, int]:
+    """Return width and height of an image that `read_image` can read, as it gives it."""
+    from PIL import Image
+
+    with Image.open(BytesIO(content), formats=_FORMATS) as image:
+        width, height = image.size
+        is_lying = image.getexif().get(_ORIENTATION) in _LYING
+    return (height, width) if is_lying else (width, height)
+
+
+def mirror(image: Any) -> Any:
+    """Return an image with left and right exchanged."""
+    from PIL import ImageOps
+
+    return ImageOps.mirror(image)
 
 
 def thumbnail(content: bytes) -> str:
@@ -62,8 +81,8 @@ def to_rgb(image: Any) -> Any:
     return upright.convert("RGB")
 
 
-def _load(content: bytes) -> Any:
-    """Decode all of an image.
+def load_image(content: bytes) -> Any:
+    """Decode all of an image, in the mode of its file.
 
     Raises:
         MediaError: If that cannot be done.

@@ -73,6 +73,32 @@ def picture(config: Any, number: int) -> bytes:
     return content.getvalue()
 
 
+def mask(config: Any, number: int) -> bytes:
+    """Return a PNG as large as that of `picture`: the last class, and the first at its left."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    content, size = BytesIO(), (24 + number % 5, 20)
+    first = int(config.zero_is_ignored)
+    last = first + max(1, len(config.data.label_names or ()) - 1)
+    classes = Image.new("L", size, last)
+    classes.paste(first, (0, 0, size[0] // 2, size[1]))
+    classes.save(content, "PNG")
+    return content.getvalue()
+
+
+def objects(config: Any, number: int) -> dict[str, Any]:
+    """Return one or two boxes inside of `picture`, in the format of the settings."""
+    has_corners = config.box_format == "corners"
+    boxes, names = [], []
+    for place in range(1 + number % 2):
+        left, top, width, height = 1 + 12 * place, 3, 9, 12
+        boxes.append([left, top, width + has_corners * left, height + has_corners * top])
+        names.append(label(config, number + place))
+    return {"bbox": boxes, "category": names}
+
+
 def sound(config: Any, number: int) -> bytes:
     """Return a WAV file of half a second, a tone with some noise, low or high by its label."""
     del config

@@ -28,6 +28,14 @@ ENDINGS = {
 }
 """Endings of files by what is in them, which is the name of the column too."""
 
+# What files must be readable as, and what is allowed, for errors.
+_WANTED = {
+    "image": ("images", ", ".join(name.removeprefix(".") for name in ENDINGS["image"])),
+    "audio": ("sounds", ", ".join(name.removeprefix(".") for name in ENDINGS["audio"])),
+    "box": ("images with all of their boxes inside", "boxes with a width and a height in pixels"),
+    "mask": ("masks", "images, not jpg, with the number of a class for each pixel of the picture"),
+}
+
 
 class MediaError(Exception):
     """A file cannot be used; the text says why, as the end of a sentence."""
@@ -37,7 +45,7 @@ class UnreadableError(UserError):
     """The files of some rows cannot be read.
 
     Attributes:
-        kind: "image" or "audio".
+        kind: "image", "audio", "mask" or "box".
         found: Name and reason of each.
     """
 
@@ -166,12 +174,12 @@ def read_media(row: Row, column: str, kind: str, read: Callable[[bytes], Any]) -
 
 
 def _unreadable(kind: str, found: Sequence[tuple[str, str]]) -> Problem:
-    what = "images" if kind == "image" else "sounds"
+    what, allowed = _WANTED[kind]
     count = f"{len(found):,} cannot be" if len(found) > 1 else "one cannot be"
     return Problem(
         id=f"data.bad-{kind}",
         message=f"All files of the rows must be there and be readable as {what}, but {count}.",
         where=list_names([f"{name} ({reason})" for name, reason in found]),
-        allowed=", ".join(ending.removeprefix(".") for ending in ENDINGS[kind]),
+        allowed=allowed,
         fix="replace these files, or take their rows out of the data",
     )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from lora_cli.data.answers import squad_rows
+from lora_cli.data.coco import coco_rows
 
 Values = dict[str, Any]
 Numbered = tuple[int, Values]
@@ -144,7 +145,8 @@ def iter_jsonl(stream: IO[bytes]) -> Iterator[Numbered]:
 def iter_json(stream: IO[bytes]) -> Iterator[Numbered]:
     """Yield the objects of a JSON list; the row number is the place in the list.
 
-    The questions of a file in the layout of SQuAD are such a list too.
+    The questions of a file in the layout of SQuAD are such a list too, and so are the images of
+    one in the layout of COCO.
     """
     rule = "must hold one JSON list of objects"
     text = "".join(line for _, line in _iter_lines(stream))
@@ -157,7 +159,7 @@ def iter_json(stream: IO[bytes]) -> Iterator[Numbered]:
         if "extra data" in str(error):
             fix = "one object a line is the jsonl layout: rename the file to .jsonl"
         raise BadRowError(None, rule=rule, finding=str(error), fix=fix) from None
-    value = squad_rows(value) or value
+    value = squad_rows(value) or coco_rows(value) or value
     if not isinstance(value, list):
         fix = 'write [{"text": "...", "label": "..."}, ...]'
         raise BadRowError(None, rule=rule, finding=f"is {_kind(value)}", fix=fix)

@@ -17,7 +17,7 @@ from transformers.utils import logging as chatter
 
 from lora_cli.errors import Problem, UserError
 from lora_cli.models.folders import KEY
-from lora_cli.models.heads import head_names
+from lora_cli.models.heads import head_names, inner_heads
 from lora_cli.models.sources import ModelSource
 
 # What transformers raises for folders that it cannot make sense of.
@@ -283,6 +283,7 @@ def _check_backbone(
     is_named = hasattr(model, model.base_model_prefix)
     inside = [key for key in new_keys if key.startswith(prefix) or not is_named]
     inside = [key for key in inside if key.startswith(prefix) or not key.startswith(heads)]
+    inside = [key for key in inside if not key.startswith(inner_heads(model))]
     lost = [key for key in inside if key in mismatched or LAYER_OR_EMBEDDING.search(key.lower())]
     if not lost:
         return []

@@ -16,6 +16,8 @@ _POINTWISE = ("pwconv1", "pwconv2")
 _FEED_FORWARD = ("intermediate_dense", "output_dense")
 # The decoder of models that also look at images, whose own layers have the same names.
 _LANGUAGE = ("*language_model.*.q_proj", "*language_model.*.v_proj")
+# The first self-attention of the decoder of DETR sees the same at each place, and learns nothing.
+_CROSSED = ("*encoder*.q_proj", "*encoder*.v_proj")
 
 # A family is added as one row; tests/models/test_families.py builds each and checks the names.
 AUTO_TARGETS: dict[str, tuple[str, ...]] = {
@@ -177,11 +179,13 @@ AUTO_TARGETS: dict[str, tuple[str, ...]] = {
     "clip_text_model": _PROJECTIONS,
     "clip_vision_model": _PROJECTIONS,
     "clipseg": _PROJECTIONS,
+    "conditional_detr": _CROSSED,
     "convnext": _POINTWISE,
     "convnextv2": _POINTWISE,
     "data2vec-audio": _PROJECTIONS,
     "data2vec-vision": _QUERY_VALUE,
     "deit": _PROJECTIONS,
+    "detr": _CROSSED,
     "dinov2": _PROJECTIONS,
     "dinov2_with_registers": _PROJECTIONS,
     "dinov3_vit": _PROJECTIONS,
@@ -208,6 +212,7 @@ AUTO_TARGETS: dict[str, tuple[str, ...]] = {
     "qwen2_5_vl": _LANGUAGE,
     "qwen2_vl": _LANGUAGE,
     "qwen3_vl": _LANGUAGE,
+    "rt_detr": _PROJECTIONS,
     "segformer": _PROJECTIONS,
     "sew": _PROJECTIONS,
     "sew-d": ("query_proj", "value_proj"),
@@ -220,6 +225,7 @@ AUTO_TARGETS: dict[str, tuple[str, ...]] = {
     "swin": _PROJECTIONS,
     "swin2sr": _QUERY_VALUE,
     "swinv2": _QUERY_VALUE,
+    "table-transformer": _CROSSED,
     "unispeech": _PROJECTIONS,
     "unispeech-sat": _PROJECTIONS,
     "videomae": _QUERY_VALUE,

@@ -6,7 +6,12 @@ import torch
 from torch import nn
 
 # Where a model does not say which of its parts is the body, as those of T5 and Whisper do not.
-_HEADS = ("classifier", "classification_head", "score", "qa_outputs", "lm_head")
+_HEADS = (
+    *("classifier", "classification_head", "score", "qa_outputs", "lm_head"),
+    *("decode_head", "auxiliary_head"),
+)
+# Parts of the body of RT-DETR and its like that have a place for each class.
+_INSIDE = ("class_embed", "enc_score_head")
 
 
 def head_names(model: nn.Module) -> tuple[str, ...]:
@@ -15,7 +20,7 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
     Models of transformers name their body (`base_model`); what stands beside it is a head. That
     goes for models inside of a model too.
     """
-    heads = []
+    heads = list(inner_heads(model))
     for path, module in model.named_modules():
         if not hasattr(module, "base_model_prefix"):
             continue
@@ -52,6 +57,11 @@ def renew_heads(model: Any, *, seed: int) -> tuple[str, ...]:
             f"{name}.{own}" for name, head in heads.items() for own, _ in head.named_parameters()
         )
     )
+
+
+def inner_heads(model: nn.Module) -> tuple[str, ...]:
+    """Return the paths of the heads that stand inside of a body."""
+    return tuple(path for path, _ in model.named_modules() if path.endswith(_INSIDE))
 
 
 def output_embeddings(model: nn.Module) -> tuple[str, ...]:

@@ -90,6 +90,10 @@ def make_processor(kind: str, config: Any, texts: Iterable[str]) -> Any:
             _make_feature_extractor(config), make_speech_tokenizer(texts, languages=())
         )
     size = getattr(getattr(config, "vision_config", config), "image_size", _PIXELS)
+    if isinstance(size, list | tuple):
+        # Detectors read images of any size.
+        sides = {"shortest_edge": _SMALL_PIXELS, "longest_edge": 2 * _SMALL_PIXELS}
+        return transformers.YolosImageProcessorPil(size=sides)
     if isinstance(getattr(config, "depths", None), list | tuple):
         # Models of stages take images of any size, and begin with very small patches.
         size = _SMALL_PIXELS
@@ -261,6 +265,8 @@ def _shrink_stages(config: Any, *, width: int) -> None:
         config.embed_dim, config.hidden_size = width, width * 2 ** (len(depths) - 1)
     if isinstance(getattr(config, "num_heads", None), list | tuple):
         config.num_heads = [_HEADS] * len(depths)
+    if isinstance(getattr(config, "num_attention_heads", None), list | tuple):
+        config.num_attention_heads = [_HEADS] * len(depths)
     config.image_size = _SMALL_PIXELS
     if _size(config, "window_size") is not None:
         # The last stage of such images has two patches a side.

@@ -51,6 +51,9 @@ def load_with_head(
     elif fits and note:
         base = replace(base, notes=(note,))
     family.fit_model(base.model, state)
+    # A part that was taken out is not trained.
+    kept = base.model.state_dict().keys()
+    base = BaseModel(base.model, tuple(name for name in base.new_keys if name in kept))
     if base.new_keys:
         family.start_head(base.model, state)
     return base

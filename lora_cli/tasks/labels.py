@@ -140,7 +140,7 @@ class LabelFamily(RowFamily):
         if names is None:
             return state
         if list(names) != list(state["labels"]):
-            raise UserError(_other_labels(names, state["labels"]))
+            raise UserError(other_labels(names, state["labels"]))
         return {**state, "numbered": True}
 
     def notes(self, train: Sequence[Row], state: Mapping[str, Any]) -> tuple[str, ...]:
@@ -163,15 +163,19 @@ class LabelFamily(RowFamily):
 
     def model_options(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Return the number and the names of the labels, for the head and config.json."""
-        labels = list(state["labels"])
-        return {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {name: index for index, name in enumerate(labels)},
-        }
+        return label_options(state["labels"])
 
     def _column(self, columns: Columns) -> str:
         return columns[self.targets[0].name] or ""
+
+
+def label_options(labels: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` for a head with an output for each label."""
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: index for index, name in enumerate(labels)},
+    }
 
 
 def indices_of(state: Mapping[str, Any]) -> dict[str, int]:
@@ -179,7 +183,8 @@ def indices_of(state: Mapping[str, Any]) -> dict[str, int]:
     return label_indices(state["labels"], numbered=state["numbered"])
 
 
-def _other_labels(given: Sequence[str], trained: Sequence[str]) -> Problem:
+def other_labels(given: Sequence[str], trained: Sequence[str]) -> Problem:
+    """Refuse label names that are not those of training."""
     return Problem(
         id="data.other-labels",
         message=f"`task.data.label_names` must be the labels that the adapter was trained on, "

@@ -21,7 +21,7 @@ from lora_cli.data.sources import Loaded, load_rows
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
 from lora_cli.tasks.contract import Batch, Features
-from lora_cli.tasks.rows import Columns, Role, RowFamily
+from lora_cli.tasks.rows import Columns, Role, RowFamily, raise_if
 
 
 class MediaFamily(RowFamily):
@@ -42,6 +42,11 @@ class MediaFamily(RowFamily):
         """The role of the files."""
         return next(role for role in self.inputs if role.name == self.kind)
 
+    @property
+    def files(self) -> tuple[Role, ...]:
+        """All roles whose values are files."""
+        return (self.media,)
+
     def find(self, data: DataConfig, *, file_split: str = "train") -> Loaded:
         """Read the rows; a folder may hold the files themselves, by label.
 
@@ -60,33 +65,47 @@ class MediaFamily(RowFamily):
             UserError: If files are missing; all splits together.
         """
         data, loaded = super().suit(data, loaded, state=state)
-        columns = list_columns([row for rows in loaded.rows.values() for row in rows])
-        try:
-            column, _ = resolve_column(
-                columns,
-                getattr(data, f"{self.kind}_column"),
-                known=self.media.known,
-                key=f"task.data.{self.kind}_column",
-            )
-        except UserError:
-            # It is reported with the other columns.
-            return data, loaded
-        found, faults = {}, []
-        for split, rows in loaded.rows.items():
-            places, missing = list_places(rows, column)
-            faults += missing
-            found[split] = tuple(
-                replace(row, values={**row.values, column: place})
-                for row, place in zip(rows, places, strict=True)
-            )
-        if faults:
-            raise UnreadableError(self.kind, faults)
-        return data, replace(loaded, rows=found)
+        errors = []
+        for role in self.files:
+            try:
+                loaded = _with_places(data, loaded, role)
+            except UnreadableError as error:
+                errors.append(error)
+        if len(errors) == 1:
+            raise errors[0]
+        raise_if(problem for error in errors for problem in error.problems)
+        return data, loaded
 
     def input_problems(self, rows: Sequence[Row], columns: Columns) -> list[Problem]:
         """Refuse rows whose file is not there."""
         _, faults = list_places(rows, columns[self.kind] or "")
         return list(UnreadableError(self.kind, faults).problems) if faults else []
+
+
+def _with_places(data: DataConfig, loaded: Loaded, role: Role) -> Loaded:
+    """Return the rows with the places of the files of a role.
+
+    Raises:
+        UnreadableError: If there are files that are not there.
+    """
+    columns = list_columns([row for rows in loaded.rows.values() for row in rows])
+    named, key = getattr(data, f"{role.name}_column"), f"task.data.{role.name}_column"
+    try:
+        column, _ = resolve_column(columns, named, known=role.known, key=key)
+    except UserError:
+        # It is reported with the other columns.
+        return loaded
+    found, faults = {}, []
+    for split, rows in loaded.rows.items():
+        places, missing = list_places(rows, column)
+        faults += missing
+        found[split] = tuple(
+            replace(row, values={**row.values, column: place})
+            for row, place in zip(rows, places, strict=True)
+        )
+    if faults:
+        raise UnreadableError(role.name, faults)
+    return replace(loaded, rows=found)
 
 
 class MediaReader(ABC):
@@ -100,6 +119,11 @@ class MediaReader(ABC):
 
     def __init__(self, processor: Any, columns: Columns) -> None:
         self._processor, self._column = processor, columns[self.kind] or ""
+
+    @property
+    def column(self) -> str:
+        """The column of the files."""
+        return self._column
 
     @abstractmethod
     def describe(self, content: bytes) -> Features:

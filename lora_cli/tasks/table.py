@@ -11,8 +11,10 @@ from lora_cli.tasks.image_text_contrastive import ImageTextContrastive
 from lora_cli.tasks.masked_language_modeling import MaskedLanguageModeling
 from lora_cli.tasks.multi_label import MultiLabelClassification
 from lora_cli.tasks.multiple_choice import MultipleChoice
+from lora_cli.tasks.object_detection import ObjectDetection
 from lora_cli.tasks.question_answering import QuestionAnswering
 from lora_cli.tasks.ranking import Ranking
+from lora_cli.tasks.semantic_segmentation import SemanticSegmentation
 from lora_cli.tasks.seq2seq import Seq2Seq
 from lora_cli.tasks.speech_recognition_ctc import SpeechRecognitionCTC
 from lora_cli.tasks.speech_recognition_seq2seq import SpeechRecognitionSeq2Seq
@@ -40,4 +42,6 @@ FAMILIES: dict[str, Family] = {
     "speech_recognition_ctc": SpeechRecognitionCTC(),
     "image_text_contrastive": ImageTextContrastive(),
     "speech_recognition_seq2seq": SpeechRecognitionSeq2Seq(),
+    "semantic_segmentation": SemanticSegmentation(),
+    "object_detection": ObjectDetection(),
 }

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tiny_vision import png
 
-from lora_cli.data.images import describe_image, read_image
+from lora_cli.data.images import describe_image, read_image, upright_size
 from lora_cli.data.media import MediaError
 
 GREY = np.array([[0, 50], [100, 255]], np.uint8)
@@ -66,6 +66,8 @@ def test_the_exif_note_turns_the_image() -> None:
     turned = read_image(png(image, "JPEG", exif=exif))
     assert turned.size == (2, 4)
     assert describe_image(png(image, "JPEG", exif=exif))["measures"] == {"width": 4, "height": 2}
+    assert upright_size(png(image, "JPEG", exif=exif)) == (2, 4)
+    assert upright_size(png(image)) == (4, 2)
 
 
 def test_of_several_frames_the_first_is_taken() -> None:

@@ -17,6 +17,11 @@ from lora_cli.models.families import AUTO_TARGETS, auto_targets
 PEFT = peft.utils.constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 # What the default configuration lacks.
 SETTINGS: dict[str, dict[str, Any]] = {
+    # Their own backbone is one of timm.
+    **{
+        name: {"backbone_config": {"model_type": "resnet"}}
+        for name in ("conditional_detr", "detr", "table-transformer")
+    },
     "encoder-decoder": {
         "encoder": {"model_type": "bert"},
         "decoder": {"model_type": "bert", "is_decoder": True, "add_cross_attention": True},

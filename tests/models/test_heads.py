@@ -26,6 +26,13 @@ def build(auto_class: str, model_type: str) -> nn.Module:
         ("AutoModelForQuestionAnswering", "t5", ("qa_outputs",), ()),
         ("AutoModelForAudioClassification", "whisper", ("classifier",), ()),
         ("AutoModelForImageClassification", "clip", ("classifier",), ()),
+        ("AutoModelForSemanticSegmentation", "segformer", ("decode_head",), ()),
+        (
+            "AutoModelForObjectDetection",
+            "rt_detr",
+            ("model.denoising_class_embed", "model.enc_score_head", "model.decoder.class_embed"),
+            (),
+        ),
         ("AutoModelForImageTextToText", "llava", ("lm_head",), ("lm_head",)),
         # The language model inside has a head of its own.
         (

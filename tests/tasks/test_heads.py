@@ -2,6 +2,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import transformers
+from tiny_scenes import tiny_rt_detr
 
 from lora_cli.errors import UserError
 from lora_cli.models.sources import resolve_model
@@ -48,3 +50,37 @@ def test_an_encoder_is_no_decoder(tiny_model_dir: Callable[..., Path], name: str
     (problem,) = error.value.problems
     assert problem.id == "model.no-decoder"
     assert "this bert is shown those behind it too" in problem.message
+
+
+def test_a_detector_of_other_classes_gets_new_layers_for_them(tmp_path: Path) -> None:
+    config = tiny_rt_detr()
+    config.num_labels = 5
+    transformers.RTDetrForObjectDetection(config).save_pretrained(tmp_path)
+    source = resolve_model(str(tmp_path), processor=None)
+    state = {"labels": ["blue", "red"]}
+    base = load_with_head(source, FAMILIES["object_detection"], state, dtype="float32", seed=0)
+    parts = {".".join(name.split(".")[:3]) for name in base.new_keys}
+    assert parts == {
+        "model.decoder.class_embed",
+        "model.denoising_class_embed.weight",
+        "model.enc_score_head.weight",
+        "model.enc_score_head.bias",
+    }
+
+
+def test_a_part_that_is_taken_out_is_not_new(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+    config = transformers.BeitConfig(
+        **sizes,
+        intermediate_size=16,
+        image_size=32,
+        patch_size=8,
+        out_indices=[1, 2, 3, 4],
+        pool_scales=[1],
+    )
+    transformers.BeitModel(config).save_pretrained(tmp_path)
+    source = resolve_model(str(tmp_path), processor=None)
+    state = {"labels": ["ground", "red"]}
+    base = load_with_head(source, FAMILIES["semantic_segmentation"], state, dtype="float32", seed=0)
+    assert any(name.startswith("decode_head.") for name in base.new_keys)
+    assert not any("auxiliary" in name for name in base.new_keys)
