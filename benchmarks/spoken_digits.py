@@ -55,9 +55,8 @@ def is_there() -> bool:
 
 
 def write(folder: Path) -> None:
-    """Write `sounds`, a data set, and `model` into a folder, unless they are there."""
-    if not (folder / "sounds" / "test.jsonl").exists():
-        write_sounds(folder / "sounds")
+    """Write `sounds`, a data set, and `model` into a folder; the same each time."""
+    write_sounds(folder / "sounds")
     write_model(folder / "model")
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from tiny_language import write_tiny_language
+from trained_run import TrainedRun
 
 HOME = Path(tempfile.mkdtemp(prefix="lora-cli-tests-"))
 for variable in [name for name in os.environ if name.startswith(("HF_", "XDG_", "LORA_CLI_"))]:
@@ -267,18 +268,11 @@ def compose_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
 
 @dataclass(frozen=True)
-class TinyRun:
+class TinyRun(TrainedRun):
     """A finished run of four steps on the toy reviews; tests read it and copy it to change it."""
 
     cwd: Path
-    base: Path
-    data: Path
-    settings: tuple[str, ...]
     finished: Finished
-
-    @property
-    def path(self) -> Path:
-        return self.cwd / "runs" / "a"
 
 
 @pytest.fixture(scope="session")
@@ -307,7 +301,7 @@ def tiny_run(
     )
     finished = run_cli("train", *settings, "run.name=a", cwd=cwd)
     assert finished.code == 0, finished.err
-    return TinyRun(cwd, base, data, settings, finished)
+    return TinyRun(cwd / "runs" / "a", base, data, settings, cwd, finished)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """`lora-cli extract`: the difference of two checkpoints as an adapter, in the format of PEFT."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from lora_cli.artifacts.commit import commit_folder
 from lora_cli.artifacts.merged import check_output
 from lora_cli.artifacts.peft_format import PeftAdapter, peft_files
+from lora_cli.artifacts.room import make_room
 from lora_cli.commands.display import Display
 from lora_cli.commands.options import Options
 from lora_cli.config.composed import Composed
@@ -34,7 +36,7 @@ class Difference:
 
     Attributes:
         layers: Updates of linear layers, by path.
-        saved: Modules that the base does not have, by path: they are kept whole.
+        saved: Modules that the base does not have, or in another size, by path: kept whole.
         left_out: Squared length of what else differs, by name of the tensor.
     """
 
@@ -52,7 +54,10 @@ class Difference:
 def run(composed: Composed, options: Options, display: Display) -> int:
     """Compare the checkpoints, write the adapter, and return the exit code."""
     config: ExtractConfig = composed.config
-    source, tuned_source = _find(config.base, key="base"), _find(config.tuned, key="tuned")
+    with _about("base"):
+        source = resolve_model(config.base or "", processor=None)
+    with _about("tuned"):
+        tuned_source = resolve_model(config.tuned or "", processor=None)
     output = Path(config.output or "")
     inputs = [source.folder, tuned_source.folder]
     check_output(output, key="output", overwrite=options.overwrite, inputs=inputs)
@@ -62,6 +67,7 @@ def run(composed: Composed, options: Options, display: Display) -> int:
         raise UserError(_nothing_to_extract(found))
     adapter = _as_adapter(found, base.model, tuned, config.lora.r, source, task_type)
     files = peft_files(adapter, module_names=[name for name, _ in base.model.named_modules()])
+    make_room(output)
     commit_folder(output, files, facts={}, manifest=False)
     size = sum(map(len, files.values()))
     _show(found, display)
@@ -82,26 +88,22 @@ def run(composed: Composed, options: Options, display: Display) -> int:
     return 0
 
 
-def _find(path: str | None, *, key: str) -> ModelSource:
-    """Find a checkpoint.
-
-    Raises:
-        UserError: As `resolve_model`, about the key that named it.
-    """
+@contextmanager
+def _about(key: str) -> Iterator[None]:
+    """Say of the problems of a checkpoint which setting named it: it was not model.path."""
     try:
-        return resolve_model(path or "", processor=None)
+        yield
     except UserError as error:
-        raise UserError(
-            [
-                replace(
-                    problem,
-                    message=problem.message.replace(f"`{KEY}`", f"`{key}`"),
-                    key=key,
-                    fix=f"{key}=DIR",
-                )
-                for problem in error.problems
-            ]
-        ) from None
+        raise UserError([_renamed(problem, key) for problem in error.problems]) from error
+
+
+def _renamed(problem: Problem, key: str) -> Problem:
+    if problem.key != KEY:
+        return problem
+    # What comes after is another model, which would be no help.
+    fix = (problem.fix or "").partition(", or ")[0].replace(KEY, key)
+    message = problem.message.replace(f"`{KEY}`", f"`{key}`")
+    return replace(problem, message=message, key=key, fix=fix or None)
 
 
 def _load(source: ModelSource, tuned: ModelSource) -> tuple[BaseModel, nn.Module, str | None]:
@@ -111,15 +113,21 @@ def _load(source: ModelSource, tuned: ModelSource) -> tuple[BaseModel, nn.Module
         UserError: If one cannot be loaded, the tuned one is not whole, or they are of different
             architectures.
     """
-    settings, of_base = load_config(tuned), load_config(source)
+    with _about("tuned"):
+        settings = load_config(tuned)
+    with _about("base"):
+        of_base = load_config(source)
     if settings.model_type != of_base.model_type:
         raise UserError(_unlike(f"one is {of_base.model_type}, the other {settings.model_type}"))
     auto_class, task_type = _head(settings)
-    loaded = load_base(tuned, auto_class=auto_class, options={}, dtype="auto", seed=0)
+    with _about("tuned"):
+        loaded = load_base(tuned, auto_class=auto_class, options={}, dtype="auto", seed=0)
     if loaded.new_keys:
         raise UserError(_unlike(f"the tuned one lacks {loaded.new_keys[0]}"))
-    options = {"id2label": settings.id2label, "label2id": settings.label2id}
-    base = load_base(source, auto_class=auto_class, options=options, dtype="auto", seed=0)
+    # The names of the labels may differ: no output changes its meaning, all are written.
+    options = {"num_labels": settings.num_labels}
+    with _about("base"):
+        base = load_base(source, auto_class=auto_class, options=options, dtype="auto", seed=0)
     mine, other = base.model.state_dict(), loaded.model.state_dict()
     for name, tensor in other.items():
         if name not in mine or mine[name].shape != tensor.shape:
@@ -128,20 +136,32 @@ def _load(source: ModelSource, tuned: ModelSource) -> tuple[BaseModel, nn.Module
 
 
 def _head(config: Any) -> tuple[str, str | None]:
-    """Return the Auto class that loads a model's own class, and PEFT's name for its task."""
+    """Return the Auto class that loads a model's own class, and PEFT's name for its task.
+
+    Raises:
+        UserError: If it has a head of no task family, which would be left out without a word.
+    """
     names = config.architectures or ()
-    for family in FAMILIES.values():
-        mapping = getattr(transformers, family.auto_class)._model_mapping
-        classes = mapping.get(type(config), ())
+    known = [(family.auto_class, family.task_type) for family in FAMILIES.values()]
+    for auto_class, task_type in [*known, ("AutoModel", None)]:
+        classes = getattr(transformers, auto_class)._model_mapping.get(type(config), ())
         for cls in classes if isinstance(classes, tuple) else (classes,):
             if cls.__name__ in names:
-                return family.auto_class, family.task_type
-    return "AutoModel", None
+                return auto_class, task_type
+    raise UserError(
+        Problem(
+            id="extract.unknown-head",
+            message="`tuned` must be a body, or have the head of a task family, but its "
+            f"config.json says {', '.join(names) or 'nothing of it'}.",
+            key="tuned",
+            allowed=", ".join(FAMILIES),
+        )
+    )
 
 
 def _compare(base: BaseModel, tuned: nn.Module, *, r: int, display: Display) -> Difference:
-    """Extract the update of every linear layer that differs."""
-    found, covered = Difference(), set(base.new_keys)
+    """Extract the update of every linear layer that differs, and note what else does."""
+    found, covered = Difference(), set[str]()
     found.saved = _outermost(name.rpartition(".")[0] for name in base.new_keys)
     others = dict(tuned.named_modules())
     tied = _tied(base.model)
@@ -159,13 +179,20 @@ def _compare(base: BaseModel, tuned: nn.Module, *, r: int, display: Display) -> 
         covered.add(f"{name}.weight")
         if not torch.equal(before, after):
             found.layers[name] = extract_update(before, after, r)
-    mine = dict(base.model.named_parameters())
-    for name, tensor in tuned.named_parameters():
+    mine = _own_tensors(base.model)
+    for name, tensor in _own_tensors(tuned).items():
         if name not in covered and not is_inside(name, found.saved):
-            change = float((tensor.detach().float() - mine[name].detach().float()).square().sum())
+            change = float((tensor.float() - mine[name].float()).square().sum())
             if change:
                 found.left_out[name] = change
     return found
+
+
+def _own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return weights and statistics of a model that its file has, shared ones once."""
+    stored = model.state_dict()
+    owned = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach() for name, tensor in owned if name in stored}
 
 
 def _tied(model: nn.Module) -> set[str]:
@@ -177,9 +204,9 @@ def _tied(model: nn.Module) -> set[str]:
 
 
 def _outermost(names: Iterable[str]) -> list[str]:
-    """Return the modules that are in none of the others."""
+    """Return the modules that are in none of the others; the model itself is none."""
     found: list[str] = []
-    for name in sorted(set(names)):
+    for name in sorted(set(names) - {""}):
         if not is_inside(name, found):
             found.append(name)
     return found
@@ -229,7 +256,7 @@ def _show(found: Difference, display: Display) -> None:
     ]
     display.table("energy kept", ["layer", "r", "energy"], rows)
     if found.saved:
-        display.note(f"kept whole, since the base has none: {', '.join(found.saved)}")
+        display.note(f"kept whole, since the base has none of that size: {', '.join(found.saved)}")
     if found.left_out:
         few = ", ".join(list(found.left_out)[:5])
         more = len(found.left_out) - 5

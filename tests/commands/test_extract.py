@@ -119,3 +119,71 @@ def test_conv1d_layers_and_tied_embeddings(run_cli: Any, tmp_path: Path) -> None
     torch.testing.assert_close(
         found.transformer.h[0].attn.c_attn.weight, weight, rtol=1e-4, atol=1e-4
     )
+
+
+def small_bert(**options: Any) -> Any:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    return transformers.BertConfig(**sizes, intermediate_size=8, vocab_size=20, **options)
+
+
+def test_a_head_that_no_family_has_is_refused(run_cli: Any, tmp_path: Path) -> None:
+    model = transformers.BertForPreTraining(small_bert())
+    model.save_pretrained(tmp_path / "before")
+    with torch.no_grad():
+        model.bert.encoder.layer[0].attention.self.query.weight[0] += 1
+        model.cls.predictions.transform.dense.weight += 1
+    model.save_pretrained(tmp_path / "after")
+    done = extract(run_cli, tmp_path / "before", tmp_path / "after", tmp_path / "adapter")
+    assert done.code == 2
+    assert "error[extract.unknown-head]" in done.err
+    assert "BertForPreTraining" in done.err
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_other_names_of_labels_are_no_obstacle(run_cli: Any, tmp_path: Path) -> None:
+    for name, labels in (("before", "abc"), ("after", "xyz")):
+        torch.manual_seed(0)
+        config = small_bert(id2label=dict(enumerate(labels)))
+        model = transformers.BertForSequenceClassification(config)
+        if name == "after":
+            torch.nn.init.normal_(model.classifier.weight)
+        model.save_pretrained(tmp_path / name)
+    done = extract(run_cli, tmp_path / "before", tmp_path / "after", tmp_path / "adapter")
+    assert done.code == 0, done.err
+    assert list(done.lines[0]["layers"]) == ["classifier"]
+
+
+def test_statistics_of_batch_norms_are_told(run_cli: Any, tmp_path: Path) -> None:
+    sizes = {"embedding_size": 4, "hidden_sizes": [4], "depths": [1], "layer_type": "basic"}
+    config = transformers.ResNetConfig(**sizes, num_labels=2)
+    model = transformers.ResNetForImageClassification(config)
+    model.save_pretrained(tmp_path / "before")
+    norm = "resnet.embedder.embedder.normalization"
+    with torch.no_grad():
+        model.classifier[1].weight += 1
+        model.get_submodule(norm).running_mean += 1
+    model.save_pretrained(tmp_path / "after")
+    done = extract(run_cli, tmp_path / "before", tmp_path / "after", tmp_path / "adapter")
+    assert done.code == 0, done.err
+    assert done.lines[0]["left_out"] == [f"{norm}.running_mean"]
+
+
+def test_problems_name_the_setting_and_keep_their_help(
+    tiny_run: Any, merged: Path, run_cli: Any, tmp_path: Path
+) -> None:
+    adapter = tiny_run.path / "adapter"
+    done = extract(run_cli, adapter, merged, tmp_path / "a")
+    assert done.code == 2
+    assert f"base=BASE; to use the adapter: lora-cli eval from={adapter}" in done.err
+    assert "model.path" not in done.err
+    broken = Path(shutil.copytree(merged, tmp_path / "broken"))
+    (broken / "MANIFEST.json").unlink()
+    weights = load_file(broken / "model.safetensors")
+    name = next(name for name in weights if "query.weight" in name)
+    del weights[name]
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    done = extract(run_cli, tiny_run.base, broken, tmp_path / "a")
+    assert done.code == 2
+    assert "`tuned` must name a model" in done.err
+    assert "model.path" not in done.err
+    assert "minilm" not in done.err
