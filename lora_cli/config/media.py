@@ -180,6 +180,9 @@ class ObjectDetectionConfig(TaskSection):
     box_format: Literal["sides", "corners"] = "sides"
     """sides: left, top, width, height (COCO); corners: left, top, right, bottom; in pixels."""
 
+    unfit_boxes: Literal["refuse", "cut"] = "refuse"
+    """What to do with boxes over the edge, and empty ones: cut cuts them, and leaves these out."""
+
     threshold: float = field(default=0.5, metadata={"min": 0, "below": 1})
     """Boxes that predict writes are at least so sure; all of them count in evaluations."""
 

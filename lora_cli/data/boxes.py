@@ -101,20 +101,41 @@ def fit_box(box: Sequence[float], size: tuple[int, int], *, has_corners: bool) -
     Raises:
         MediaError: If the box is empty, or more than a pixel of it is outside.
     """
-    left, top, right, bottom = box
-    if not has_corners:
-        right, bottom = left + right, top + bottom
+    whole, (width, height) = _corners(box, has_corners=has_corners), size
     shown = f"the box {[round(float(side), 2) for side in box]}"
-    if right <= left or bottom <= top:
+    if _is_empty(whole):
         raise MediaError(f"{shown} is empty")
-    width, height = size
-    over = max(-left, -top, right - width, bottom - height)
-    if over > _ROUNDING:
+    found = _cut(whole, size)
+    over = max(abs(before - after) for before, after in zip(whole, found, strict=True))
+    if over > _ROUNDING or _is_empty(found):
         raise MediaError(f"{shown} is not inside of {width} x {height} pixels")
-    corners = (max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height))
-    if corners[2] <= corners[0] or corners[3] <= corners[1]:
-        raise MediaError(f"{shown} is not inside of {width} x {height} pixels")
-    return corners
+    return found
+
+
+def cut_box(box: Sequence[float], size: tuple[int, int], *, has_corners: bool) -> Box | None:
+    """Return the corners of what of a box is inside of an image, or None if that is nothing.
+
+    Args:
+        box: As `fit_box`, and so are the others.
+        size: Width and height of the image.
+        has_corners: Whether the box is given by its corners.
+    """
+    found = _cut(_corners(box, has_corners=has_corners), size)
+    return None if _is_empty(found) else found
+
+
+def _corners(box: Sequence[float], *, has_corners: bool) -> Box:
+    left, top, right, bottom = box
+    return (left, top, right, bottom) if has_corners else (left, top, left + right, top + bottom)
+
+
+def _cut(corners: Box, size: tuple[int, int]) -> Box:
+    (left, top, right, bottom), (width, height) = corners, size
+    return max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)
+
+
+def _is_empty(corners: Box) -> bool:
+    return corners[2] <= corners[0] or corners[3] <= corners[1]
 
 
 def _is_box(value: Any) -> bool:

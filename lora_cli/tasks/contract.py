@@ -91,7 +91,8 @@ class Task(Protocol):
     def report(self, predictions: Sequence[Any]) -> dict[str, Any]:
         """Compute the details that a person reads; empty where the metrics say it all.
 
-        Either `labels`, `classes` (of each label its precision, recall, f1 and support), `macro`
+        Either `labels`, `classes` (of each label its precision, recall, f1 and support; with iou
+        where pixels are counted, and ap, ap_50 and support for boxes), `macro`
         and `weighted` (averages of these) and, where there is one, `confusion`, the counts by
         true and predicted label.
         """

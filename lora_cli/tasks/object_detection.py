@@ -22,7 +22,7 @@ from lora_cli import packages
 from lora_cli.config.media import ObjectDetectionConfig
 from lora_cli.config.tasks import DataConfig
 from lora_cli.data import made_up
-from lora_cli.data.boxes import coco_files, fit_box, place_images, read_objects
+from lora_cli.data.boxes import coco_files, cut_box, fit_box, place_images, read_objects
 from lora_cli.data.columns import sort_labels
 from lora_cli.data.files import read_file
 from lora_cli.data.listing import list_rows
@@ -71,6 +71,7 @@ class ObjectDetectionTask:
         self._indices = indices_of(state)
         self._column: str | None = state["columns"]["objects"]
         self._has_corners = config.box_format == "corners"
+        self._cuts = config.unfit_boxes == "cut"
         self._threshold: float = config.threshold
         self._reader = reader
 
@@ -83,15 +84,16 @@ class ObjectDetectionTask:
         found = self._reader.encode(row)
         if self._column is None:
             return {**found, "boxes": None}
-        objects = read_objects(row.values[self._column])
-        try:
-            corners = [
-                fit_box(box, found["size"], has_corners=self._has_corners) for box, _ in objects
-            ]
-        except MediaError as error:
-            name = media_name(row, self._reader.column)
-            raise UnreadableError("box", [(name, str(error))]) from error
-        labels = [self._indices[label] for _, label in objects]
+        fit, corners, labels = cut_box if self._cuts else fit_box, [], []
+        for box, label in read_objects(row.values[self._column]):
+            try:
+                fitted = fit(box, found["size"], has_corners=self._has_corners)
+            except MediaError as error:
+                name = media_name(row, self._reader.column)
+                raise UnreadableError("box", [(name, str(error))]) from error
+            if fitted is not None:
+                corners.append(fitted)
+                labels.append(self._indices[label])
         return {**found, "boxes": [corners, labels], "supervised": len(labels)}
 
     def collate(self, features: Sequence[Features]) -> Batch:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lora_cli.data.boxes import coco_files, fit_box, place_images, read_objects
+from lora_cli.data.boxes import coco_files, cut_box, fit_box, place_images, read_objects
 from lora_cli.data.media import MediaError
 from lora_cli.data.types import Row
 
@@ -65,6 +65,12 @@ def test_boxes_become_corners() -> None:
 def test_boxes_that_cannot_be_are_refused(box: list[float], reason: str) -> None:
     with pytest.raises(MediaError, match=reason):
         fit_box(box, (10, 9), has_corners=False)
+
+
+def test_what_is_inside_is_kept_where_that_is_asked_for() -> None:
+    assert cut_box([-2, 3, 4, 50], (10, 9), has_corners=False) == (0, 3, 2, 9)
+    assert cut_box([2, 3, 0, 5], (10, 9), has_corners=False) is None
+    assert cut_box([12, 3, 14, 5], (10, 9), has_corners=True) is None
 
 
 def test_the_files_of_splits_are_found(tmp_path: Path) -> None:

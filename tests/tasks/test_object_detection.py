@@ -191,6 +191,15 @@ def test_corners_are_read_where_they_are_set(rows: list[Row]) -> None:
     assert make_task().encode(rows[1])["boxes"] == [[tuple(corners)], [1]]
 
 
+def test_boxes_are_cut_where_that_is_set(rows: list[Row]) -> None:
+    objects = {"bbox": [[-3, 5, 9, 9], [5, 5, 0, 9]], "category": ["red", "blue"]}
+    row = Row("1", {**rows[1].values, "objects": objects}, rows[1].source, 1)
+    found = make_task(unfit_boxes="cut").encode(row)
+    assert (found["boxes"], found["supervised"]) == ([[(0, 5, 6, 14)], [1]], 1)
+    with pytest.raises(UserError, match="images with all of their boxes inside"):
+        make_task().encode(row)
+
+
 def test_train_must_have_objects(rows: list[Row]) -> None:
     columns = {"image": "image", "objects": "objects"}
     config: Any = ObjectDetectionConfig()
