@@ -8,6 +8,7 @@ from dataclasses import dataclass
 _PIPELINES = {
     "SEQ_CLS": "text-classification",
     "AutoModelForImageClassification": "image-classification",
+    "AutoModelForImageTextToText": "image-text-to-text",
 }
 # By what turns rows into inputs: its class, and how it is called with one row.
 _PROCESSORS = {
@@ -16,6 +17,10 @@ _PROCESSORS = {
     "feature extractor": (
         "AutoFeatureExtractor",
         'processor(wave, sampling_rate=processor.sampling_rate, return_tensors="pt")',
+    ),
+    "image chat processor": (
+        "AutoProcessor",
+        'processor(text=text, images=[image], return_tensors="pt")',
     ),
 }
 _MOST_LABELS = 50

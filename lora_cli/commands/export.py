@@ -20,7 +20,7 @@ from lora_cli.errors import Problem, UserError
 from lora_cli.lora.strategies import why_unmergeable
 from lora_cli.training.runtime import default_device
 
-_WRITING = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+_WRITING = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText")
 
 
 def run(composed: Composed, options: Options, display: Display) -> int:

@@ -32,7 +32,7 @@ _BATCH_TOKENS = 4096
 _WIDTH = 64
 _LANGUAGES = ("source_language", "target_language")
 # Heads that a pretrained model has; the others are new on any model.
-_PRETRAINED_HEADS = ("MaskedLM", "CausalLM", "Seq2SeqLM")
+_PRETRAINED_HEADS = ("MaskedLM", "CausalLM", "Seq2SeqLM", "ImageTextToText")
 _FIX = "model.architecture=TYPE, the model_type of its config.json, such as bert"
 
 

@@ -6,6 +6,7 @@ from lora_cli.config.language import (
     AnswerChoiceSeq2SeqConfig,
     CausalLanguageModelingConfig,
     ChatConfig,
+    ImageChatConfig,
     Seq2SeqConfig,
 )
 from lora_cli.config.media import ImageClassificationConfig, ImageMultiLabelConfig
@@ -38,6 +39,7 @@ TaskConfig = (
     | ImageMultiLabelConfig
     | AudioClassificationConfig
     | SpeechRecognitionCTCConfig
+    | ImageChatConfig
 )
 
 TASKS: dict[str, type[TaskConfig]] = {
@@ -58,5 +60,6 @@ TASKS: dict[str, type[TaskConfig]] = {
     "image_multi_label": ImageMultiLabelConfig,
     "audio_classification": AudioClassificationConfig,
     "speech_recognition_ctc": SpeechRecognitionCTCConfig,
+    "image_chat": ImageChatConfig,
 }
 """Settings of each family, by its name."""

@@ -33,6 +33,7 @@ PROCESSOR_FILES = {
     "tokenizer": _TOKENIZER_FILES,
     "image processor": ("preprocessor_config.json", "processor_config.json"),
     "feature extractor": ("preprocessor_config.json", "processor_config.json"),
+    "image chat processor": ("processor_config.json", "preprocessor_config.json"),
 }
 """Of each kind of processor the files of which one must be there."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")

@@ -20,16 +20,19 @@ from lora_cli.models.base import (
     agree_on_padding,
     check_vocabulary,
     first_line,
+    let_pad,
     load_tokenizer,
     silence,
 )
 from lora_cli.models.folders import KEY
+from lora_cli.models.image_chat import ImageChatProcessor
 from lora_cli.models.sources import ModelSource
 
 # By kind: the class that loads it, and the module and extra that it needs.
 _LOADERS = {
     "image processor": ("AutoImageProcessor", "PIL", "vision"),
     "feature extractor": ("AutoFeatureExtractor", "soundfile", "audio"),
+    "image chat processor": (ImageChatProcessor.__name__, "PIL", "vision"),
 }
 
 
@@ -49,7 +52,8 @@ def load_processor(source: ModelSource, kind: str) -> Any:
     packages.check_extra(module, extra=extra, needed_by=f"A model with an {kind}")
     try:
         with silence():
-            return getattr(transformers, loader).from_pretrained(
+            factory = getattr(transformers, loader, ImageChatProcessor)
+            processor = factory.from_pretrained(
                 source.folder, local_files_only=True, trust_remote_code=False
             )
     # Validation may raise classes of huggingface_hub's own.
@@ -64,6 +68,9 @@ def load_processor(source: ModelSource, kind: str) -> Any:
                 fix="download the model again, or name another",
             )
         ) from error
+    if (tokenizer := tokenizer_of(processor)) is not None:
+        let_pad(tokenizer, source)
+    return processor
 
 
 def tokenizer_of(processor: Any) -> Any:

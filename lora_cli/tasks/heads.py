@@ -11,7 +11,7 @@ from lora_cli.models.base import BaseModel, load_base
 from lora_cli.models.sources import ModelSource
 from lora_cli.tasks.contract import Family
 
-_DECODER = "AutoModelForCausalLM"
+_DECODERS = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
 _PROBED = 6
 # Of the change at the place of another token, what the places before it may change by rounding.
 _SHARE = 1e-2
@@ -40,7 +40,7 @@ def load_with_head(
         dtype=dtype,
         seed=seed,
     )
-    if family.auto_class == _DECODER and sees_later_tokens(base.model):
+    if family.auto_class in _DECODERS and sees_later_tokens(base.model):
         raise UserError(_no_decoder(base.model, source))
     family.fit_model(base.model, state)
     if base.new_keys:

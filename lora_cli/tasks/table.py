@@ -6,6 +6,7 @@ from lora_cli.tasks.audio_classification import AudioClassification
 from lora_cli.tasks.causal_language_modeling import CausalLanguageModeling
 from lora_cli.tasks.chat import Chat
 from lora_cli.tasks.contract import Family
+from lora_cli.tasks.image_chat import ImageChat
 from lora_cli.tasks.image_classification import ImageClassification, ImageMultiLabel
 from lora_cli.tasks.masked_language_modeling import MaskedLanguageModeling
 from lora_cli.tasks.multi_label import MultiLabelClassification
@@ -36,4 +37,5 @@ FAMILIES: dict[str, Family] = {
     "image_multi_label": ImageMultiLabel(),
     "audio_classification": AudioClassification(),
     "speech_recognition_ctc": SpeechRecognitionCTC(),
+    "image_chat": ImageChat(),
 }

@@ -199,7 +199,7 @@ def test_a_row_ends_with_its_end_token(load: Any) -> None:
     free = write((model, tokenizer), rows)
     end = free[0][3]
     config = GenerationConfig(max_new_tokens=12)
-    found = generate(model, tokenizer, rows, config, ids=["x"] * 8, end_ids=[end])
+    found = generate(model, tokenizer, rows, config, ids=["x"] * 8, options={"eos_token_id": [end]})
     for row, whole in zip(found, free, strict=True):
         wanted = whole[: whole.index(end) + 1] if end in whole else whole
         assert row == wanted
