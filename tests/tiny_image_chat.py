@@ -9,7 +9,20 @@ from tiny_vision import png
 
 PIXELS, PATCH = 16, 4
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 40, 230)}
-_WORDS = ("[PAD]", "[UNK]", "what", "colour", "is", "it", "and", "then", "this", "helpful", "a", "?")
+_WORDS = (
+    "[PAD]",
+    "[UNK]",
+    "what",
+    "colour",
+    "is",
+    "it",
+    "and",
+    "then",
+    "this",
+    "helpful",
+    "a",
+    "?",
+)
 _SPECIAL = (
     *("<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
     *("<|image_pad|>", "<|video_pad|>", "<fake_token_around_image>", "<global-img>"),
@@ -157,7 +170,9 @@ def square(colour: str, draw: random.Random, *, size: tuple[int, int] = (20, 18)
     """Return a PNG of one colour with a little noise."""
     from PIL import Image
 
-    noise = [tuple(c + draw.randint(-20, 20) for c in COLOURS[colour]) for _ in range(size[0] * size[1])]
+    noise = [
+        tuple(c + draw.randint(-20, 20) for c in COLOURS[colour]) for _ in range(size[0] * size[1])
+    ]
     picture = Image.new("RGB", size)
     picture.putdata(noise)
     return png(picture)

@@ -20,6 +20,7 @@ MARK = "<image>"
 IMAGE = "\ue0f4image\ue0f5"
 """What stands for an image in the text of a message: characters that no text has by itself."""
 
+_ROLES = ("messages", "prompt", "input", "completion", "system")
 _TEXTS = ("content", "value")
 _FILES = ("image", "path", "url", "image_url")
 
@@ -32,8 +33,10 @@ def read_image_messages(row: Row, columns: Columns, *, answering: bool = False) 
             where no image can be.
     """
     column = columns["messages"] or columns["prompt"] or ""
-    marked = replace(row, values={**row.values, column: _marked(row.values.get(column))})
-    messages = read_messages(marked, columns, answering=answering)
+    texts = [name for role in _ROLES if (name := columns[role]) is not None and name in row.values]
+    marked = {name: _marked(row.values[name]) for name in texts}
+    values = {**row.values, **marked}
+    messages = read_messages(replace(row, values=values), columns, answering=answering)
     if any(IMAGE in one["content"] for one in messages if one["role"] not in ("user", "tool")):
         raise Fault("image-in-answer", column, "none")
     images = list_images(row, columns)

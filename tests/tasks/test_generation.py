@@ -336,7 +336,7 @@ def test_every_setting_changes_something(load: Any) -> None:
     found = [
         generate(
             *loaded, rows, GenerationConfig(max_new_tokens=12, num_beams=4, length_penalty=penalty),
-            ids=["x"] * 12, end_ids=ends,
+            ids=["x"] * 12, options={"eos_token_id": ends},
         )
         for penalty in (1.0, -8.0)
     ]  # fmt: skip
