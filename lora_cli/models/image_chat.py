@@ -15,6 +15,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 _VIDEOS = "video_processor"
 _VIDEO_FILE = "video_preprocessor_config.json"
+_WHOLE = "processor_config.json"
 _FILES = (_VIDEO_FILE, "preprocessor_config.json")
 
 
@@ -33,7 +34,8 @@ class ImageChatProcessor:
             ImportError: If it needs a package that is not installed.
         """
         config = transformers.AutoConfig.from_pretrained(folder, **options)
-        kind = PROCESSOR_MAPPING.get(type(config), None)
+        named = getattr(transformers, _read(folder / _WHOLE).get("processor_class", ""), None)
+        kind = named or PROCESSOR_MAPPING.get(type(config), None)
         has_videos = kind is not None and _VIDEOS in kind.get_attributes()
         if not has_videos or importlib.util.find_spec("torchvision") is not None:
             return transformers.AutoProcessor.from_pretrained(folder, **options)
@@ -86,11 +88,10 @@ def _again(kind: Any, values: dict[str, Any]) -> Any:
 
 def _video_settings(folder: Path) -> dict[str, Any] | None:
     """Return what a folder says of videos; transformers takes it from the first file there is."""
-    whole = folder / "processor_config.json"
-    nested = json.loads(whole.read_bytes()).get(_VIDEOS) if whole.is_file() else None
-    if nested is not None:
+    if (nested := _read(folder / _WHOLE).get(_VIDEOS)) is not None:
         return dict(nested)
-    for name in _FILES:
-        if (folder / name).is_file():
-            return dict(json.loads((folder / name).read_bytes()))
-    return None
+    return next((_read(folder / name) for name in _FILES if (folder / name).is_file()), None)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_bytes())) if path.is_file() else {}

@@ -65,7 +65,9 @@ def load_processor(source: ModelSource, kind: str) -> Any:
                 f"but {first_line(error)}.",
                 key=KEY,
                 where=str(source.folder),
-                fix="download the model again, or name another",
+                fix="install that package"
+                if isinstance(error, ImportError)
+                else "download the model again, or name another",
             )
         ) from error
     if (tokenizer := tokenizer_of(processor)) is not None:
