@@ -43,6 +43,7 @@ IMAGES = {
     "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>",
     "idefics3": "<image>",
 }
+VIDEOS = {"video_processor_type": "Qwen2VLVideoProcessor", "merge_size": 2}
 _TEXT = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -163,6 +164,8 @@ def write_tiny_image_chat(folder: Path, kind: str, *, seed: int = 0) -> None:
         auto = transformers.AutoModelForImageTextToText
         model = auto.from_config(make_config(kind, processor.tokenizer))
     model.save_pretrained(folder)
+    if kind == "qwen2_vl":
+        processor.video_settings = VIDEOS
     processor.save_pretrained(folder)
 
 

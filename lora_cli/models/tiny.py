@@ -59,12 +59,13 @@ def default_config(architecture: str, *, layers: int | None, positions: int) -> 
         UserError: If transformers has no such architecture.
     """
     sizes: dict[str, Any] = {} if layers is None else {"num_hidden_layers": layers}
-    kind = transformers.CONFIG_MAPPING.get(architecture)
-    if "text_config" in getattr(kind, "sub_configs", {}):
-        sizes = {"text_config": sizes}
     try:
+        kind = transformers.CONFIG_MAPPING[architecture]
+        if "text_config" in getattr(kind, "sub_configs", {}):
+            # The number is that of the language model.
+            sizes = {"text_config": sizes}
         config = transformers.AutoConfig.for_model(architecture, **sizes)
-    except ValueError as error:
+    except (KeyError, ValueError) as error:
         known = sorted(transformers.CONFIG_MAPPING.keys())
         raise UserError(_unknown(architecture, known)) from error
     most = getattr(config, "max_position_embeddings", None)
