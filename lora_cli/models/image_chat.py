@@ -35,7 +35,7 @@ class ImageChatProcessor:
         """
         config = transformers.AutoConfig.from_pretrained(folder, **options)
         named = getattr(transformers, _read(folder / _WHOLE).get("processor_class", ""), None)
-        kind = named or PROCESSOR_MAPPING.get(type(config), None)
+        kind: Any = named or PROCESSOR_MAPPING.get(type(config), None)
         has_videos = kind is not None and _VIDEOS in kind.get_attributes()
         if not has_videos or importlib.util.find_spec("torchvision") is not None:
             return transformers.AutoProcessor.from_pretrained(folder, **options)

@@ -53,11 +53,13 @@ def _llava(config: Any, tokenizer: Any) -> Any:
     size = config.vision_config.image_size
     side = {"height": size, "width": size}
     images: dict[str, Any] = {"size": {"shortest_edge": size}, "crop_size": side}
-    kind, make_images = transformers.LlavaProcessor, transformers.CLIPImageProcessorPil
+    kind: Any = transformers.LlavaProcessor
+    make_images: Any = transformers.CLIPImageProcessorPil
     if config.model_type == "llava_next":
         config.image_grid_pinpoints = [[size, 2 * size], [2 * size, size]]
         images["image_grid_pinpoints"] = config.image_grid_pinpoints
-        kind, make_images = transformers.LlavaNextProcessor, transformers.LlavaNextImageProcessorPil
+        kind = transformers.LlavaNextProcessor
+        make_images = transformers.LlavaNextImageProcessorPil
     return kind(
         make_images(**images),
         tokenizer,

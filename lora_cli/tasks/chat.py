@@ -232,7 +232,7 @@ class Chat(RowFamily):
     read: Callable[..., list[Message]] = staticmethod(read_messages)
     auto_class = "AutoModelForCausalLM"
     task_type: str | None = "CAUSAL_LM"
-    inputs = (
+    inputs: tuple[Role, ...] = (
         Role("messages", ("messages", "conversations", "conversation"), optional=True),
         Role("prompt", ("prompt", "instruction", "question", "query", "user"), optional=True),
         Role("input", ("input",), optional=True),

@@ -98,7 +98,7 @@ class ChatTemplate:
             )
         # A template may go wrong in any way.
         except Exception as error:
-            raise Refused(_first_line(error)) from error
+            raise Refused(first_line(error)) from error
         return text
 
     def prompt(
@@ -298,7 +298,7 @@ class ChatTemplate:
                 tokenizer_kwargs={"return_offsets_mapping": True},
             )
         except Exception as error:
-            raise Refused(_first_line(error)) from error
+            raise Refused(first_line(error)) from error
         parts = zip(found["assistant_masks"], found["offset_mapping"], strict=True)
         groups = [(bool(mark), list(group)) for mark, group in groupby(parts, lambda part: part[0])]
         runs = [(group[0][1][0], group[-1][1][1]) for is_marked, group in groups if is_marked]
@@ -338,6 +338,7 @@ def _squash(text: str) -> str:
     return "".join(text.split())
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Say in one line what went wrong."""
     lines = str(error).strip().splitlines()
     return lines[0][:200].rstrip(".") if lines else type(error).__name__

@@ -16,7 +16,7 @@ from lora_cli.data.messages import Message
 from lora_cli.data.templates import TEMPLATE_KEY
 from lora_cli.errors import Problem, UserError
 from lora_cli.models.base import silence
-from lora_cli.tasks.chat_template import ChatTemplate, Refused, Spans
+from lora_cli.tasks.chat_template import ChatTemplate, Refused, Spans, first_line
 
 _QUESTION = "question"
 _SIDE = 64
@@ -120,13 +120,17 @@ class ImageChatTemplate(ChatTemplate):
         All tokens of an image stand where its mark is.
 
         Raises:
-            Refused: If there are not as many marks as images.
+            Refused: If there are not as many marks as images, or an image is one that the processor
+                does not take, such as a very long one.
         """
         count = text.count(self._mark)
         if count != len(self._images):
             raise Refused(f"it writes {count} marks {self._mark} for {len(self._images)} images")
         start = "" if text.startswith(self._bos) else self._bos
-        found = self._process([start + text], [self._images] if self._images else None)
+        try:
+            found = self._process([start + text], [self._images] if self._images else None)
+        except Exception as error:
+            raise Refused(first_line(error)) from error
         replaced = found["text_replacement_offsets"][0] if self._images else ()
         self.extras = {name: list(found[name][0]) for name in self.token_inputs}
         offsets = [
@@ -196,11 +200,10 @@ def _shows_none(reason: str, template: ImageChatTemplate) -> Problem:
 
 
 def _unusable_processor(processor: Any, error: Exception) -> Problem:
-    lines = str(error).strip().splitlines() or [""]
     return Problem(
         id="chat.other-processor",
         message="The processor of the model must put images into a text and tell where, but "
-        f"{type(processor).__name__} does not ({type(error).__name__}: {lines[0][:200]}).",
+        f"{type(processor).__name__} does not ({type(error).__name__}: {first_line(error)}).",
         key="model.path",
         allowed="models such as LLaVA, LLaVA-NeXT, Qwen2-VL, Qwen2.5-VL, Idefics3, Gemma 3",
         fix="choose another model: lora-cli models image_chat",

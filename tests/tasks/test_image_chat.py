@@ -307,3 +307,20 @@ def test_a_row_to_answer_is_checked(squares: Path) -> None:
         FAMILY.check_row(row, bound)
     with pytest.raises(UserError, match="must be there and be readable"):
         FAMILY.check_row(replace(row, values={**row.values, "image": "none.png"}), bound)
+
+
+def test_an_image_that_the_processor_does_not_take_is_named(tmp_path: Path, squares: Path) -> None:
+    write_tiny_image_chat(tmp_path / "base", "qwen2_vl")
+    (tmp_path / "long.png").write_bytes(square("red", random.Random(1), size=(900, 2)))
+    splits = FAMILY.load(settings(squares), seed=0)
+    task = FAMILY.build(settings(squares), splits.state, open_processor(tmp_path / "base"))
+    row = {"images": ["long.png"], "messages": splits.rows["train"][0].values["messages"]}
+    with pytest.raises(UserError, match="aspect ratio") as caught:
+        task.encode(Row("7", row, str(tmp_path / "rows.jsonl"), 7))
+    assert "rows.jsonl row 7" in str(caught.value.problems[0].where)
+
+
+def test_models_with_an_encoder_for_texts_are_refused() -> None:
+    config = transformers.T5Config(d_model=8, d_ff=8, num_layers=1, num_heads=1, vocab_size=8)
+    with pytest.raises(UserError, match="this t5 has an encoder of its own"):
+        FAMILY.fit_model(transformers.T5ForConditionalGeneration(config), {})
