@@ -99,7 +99,9 @@ class ImageChatTemplate(ChatTemplate):
             names = [name for name in found if name not in _TEXT]
             self.token_inputs = tuple(name for name in names if name in plain)
             self._image_names = tuple(name for name in names if name not in plain)
-            (_,) = found["text_replacement_offsets"][0]
+            _, offsets = self.showing([grey])._encode(text)
+            if max(end for _, end in offsets) > len(text):
+                raise ValueError("it writes more than images into the text")
         # A processor may go wrong in any way.
         except Exception as error:
             raise UserError(_unusable_processor(self._processor, error)) from error

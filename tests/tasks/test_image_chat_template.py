@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import transformers
 from PIL import Image
 from tiny_image_chat import TEMPLATE, make_processor
 
@@ -132,3 +133,27 @@ def test_a_processor_that_does_not_tell_where_images_are() -> None:
     with pytest.raises(UserError, match="LlavaProcessor does not") as caught:
         ImageChatTemplate(processor, None)
     assert caught.value.problems[0].id == "chat.other-processor"
+
+
+def test_a_processor_that_changes_the_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns would be looked for at wrong places."""
+    processor = make_processor("llava")
+    plain = processor.prepare_inputs_layout
+
+    def longer(images: Any = None, text: Any = None, **options: Any) -> Any:
+        return plain(images=images, text=[f"{one} what" for one in text], **options)
+
+    monkeypatch.setattr(processor, "prepare_inputs_layout", longer)
+    with pytest.raises(UserError, match="it writes more than images into the text"):
+        ImageChatTemplate(processor, None)
+
+
+def test_paligemma_is_refused() -> None:
+    processor = make_processor("llava")
+    images = transformers.SiglipImageProcessorPil(size={"height": 16, "width": 16})
+    images.image_seq_length = 4
+    other = transformers.PaliGemmaProcessor(
+        images, processor.tokenizer, chat_template=processor.chat_template
+    )
+    with pytest.raises(UserError, match="PaliGemmaProcessor does not"):
+        ImageChatTemplate(other, None)
