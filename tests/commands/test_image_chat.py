@@ -197,3 +197,10 @@ def test_the_vision_tower_can_be_adapted_too(
     assert done.code == 0, done.err
     adapted = peft.load_peft_weights(str(tmp_path / "runs" / "b" / "adapter"))
     assert any("visual" in name for name in adapted)
+
+
+def test_named_models_and_data_are_tried_without_the_hub(run_cli: Any, tmp_path: Path) -> None:
+    more = ("model.num_layers=2", "smoke=true")
+    done = run_cli("train", "model=qwen2-vl-2b", "task=vqa_rad", *more, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "an image chat processor made for these rows" in done.out + done.err
