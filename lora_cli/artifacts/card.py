@@ -11,6 +11,7 @@ _PIPELINES = {
     "AutoModelForZeroShotImageClassification": "zero-shot-image-classification",
     "AutoModelForCTC": "automatic-speech-recognition",
     "AutoModelForSpeechSeq2Seq": "automatic-speech-recognition",
+    "AutoModelForImageTextToText": "image-text-to-text",
 }
 # By what turns rows into inputs: its class, and how it is called with one row.
 _PROCESSORS = {
@@ -19,6 +20,10 @@ _PROCESSORS = {
     "feature extractor": (
         "AutoFeatureExtractor",
         'processor(wave, sampling_rate=processor.sampling_rate, return_tensors="pt")',
+    ),
+    "image chat processor": (
+        "AutoProcessor",
+        'processor(text=text, images=[image], return_tensors="pt")',
     ),
     "image and text processor": (
         "AutoProcessor",

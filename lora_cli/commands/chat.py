@@ -75,7 +75,8 @@ class Talk:
     ) -> None:
         settings = opened.config.task
         if not isinstance(settings, ChatConfig):
-            raise UserError(_other_task(settings.family))
+            is_text = opened.family.processor == "tokenizer"
+            raise UserError(_other_task(settings.family, "text=TEXT" if is_text else "input=FILE"))
         if config.system is not None:
             settings = replace(settings, system_prompt=config.system)
         settings = with_generation(settings, config.generation)
@@ -155,10 +156,10 @@ def _lines(*, is_terminal: bool) -> Iterator[str]:
             return
 
 
-def _other_task(family: str) -> Problem:
+def _other_task(family: str, rows: str) -> Problem:
     return Problem(
         id="chat.other-task",
         message=f"`from` must be an adapter for task=chat, but is one for task={family}.",
         key="from",
-        fix="lora-cli predict DIR text=TEXT",
+        fix=f"lora-cli predict DIR {rows}",
     )

@@ -21,7 +21,12 @@ from lora_cli.lora.strategies import why_unmergeable
 from lora_cli.training.runtime import default_device
 
 _DETECTING = "AutoModelForObjectDetection"
-_WRITING = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
+_WRITING = (
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForImageTextToText",
+)
 
 
 def run(composed: Composed, options: Options, display: Display) -> int:

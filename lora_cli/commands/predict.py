@@ -171,13 +171,17 @@ def _predict(
         yield json.dumps(line, ensure_ascii=False)
 
 
-def _without_files(values: Mapping[str, Any]) -> dict[str, Any]:
+def _without_files(value: Any) -> Any:
     """Return what of a row is not the content of a file, which is too long to be repeated."""
+    if isinstance(value, list):
+        return [_without_files(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    is_file = isinstance(value.get("bytes"), bytes)
     return {
-        name: {key: part for key, part in value.items() if key != "bytes"}
-        if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes)
-        else value
-        for name, value in values.items()
+        name: _without_files(part)
+        for name, part in value.items()
+        if not (is_file and name == "bytes")
     }
 
 

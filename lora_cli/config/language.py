@@ -44,6 +44,41 @@ class ChatConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ImageChatConfig:
+    """What an assistant answers that is shown images: instructions, questions, conversations."""
+
+    family: Literal["image_chat"] = "image_chat"
+    """Task family: decides head, loss, metrics and columns."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+    max_length: int = field(default=2048, metadata={"min": 16})
+    """Tokens of a conversation at most, with all that stand for its images; none is cut."""
+
+    overlong: Literal["drop", "error"] = "drop"
+    """What to do with longer conversations: leave them out, or refuse."""
+
+    max_pixels: int | None = field(default=None, metadata={"min": 1})
+    """Images with more pixels are made smaller first, in their shape; null leaves them."""
+
+    chat_template: str | None = field(default=None, metadata={"path": True, "text": True})
+    """A file with a template in Jinja that shows images; null takes the template of the model."""
+
+    system_prompt: str | None = field(default=None, metadata={"text": True})
+    """System prompt of conversations that have none; null leaves it to the template."""
+
+    generate_in_eval: bool = False
+    """Whether evaluations answer the last question too, for exact_match, bleu, chrf and rougeL."""
+
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+    metric: Literal["perplexity", "token_accuracy", "exact_match", "bleu", "chrf", "rougeL"] = (
+        "perplexity"
+    )
+    """Metric that selects the best checkpoint; the last four need generate_in_eval=true."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CausalLanguageModelingConfig:
     """The next token of plain text: a decoder learns the language of a domain."""
 

@@ -10,6 +10,7 @@ from lora_cli.config.language import (
     AnswerChoiceSeq2SeqConfig,
     CausalLanguageModelingConfig,
     ChatConfig,
+    ImageChatConfig,
     Seq2SeqConfig,
 )
 from lora_cli.config.media import (
@@ -52,6 +53,7 @@ TaskConfig = (
     | SpeechRecognitionSeq2SeqConfig
     | SemanticSegmentationConfig
     | ObjectDetectionConfig
+    | ImageChatConfig
 )
 
 TASKS: dict[str, type[TaskConfig]] = {
@@ -76,6 +78,7 @@ TASKS: dict[str, type[TaskConfig]] = {
     "speech_recognition_seq2seq": SpeechRecognitionSeq2SeqConfig,
     "semantic_segmentation": SemanticSegmentationConfig,
     "object_detection": ObjectDetectionConfig,
+    "image_chat": ImageChatConfig,
 }
 """Settings of each family, by its name."""
 

@@ -27,6 +27,7 @@ _RANKING = ("ranking",)
 _MASKED = ("masked_language_modeling",)
 _CAUSAL = ("causal_language_modeling",)
 _CHAT = ("chat",)
+_IMAGE_CHAT = ("image_chat",)
 _PAIRS = ("seq2seq",)
 _CHOSEN = ("answer_choice", "answer_choice_seq2seq")
 _NAMED = (*_CLASSES, *_IMAGES, *_MASKS, *_BOXES, *_SOUNDS, *_TOKENS, *_CHOSEN)
@@ -56,8 +57,8 @@ class DataConfig:
     text_pair_column: str | None = _column(*_TEXTS, *_CHOSEN)
     """Column with a second text; null means single texts."""
 
-    image_column: str | None = _column(*_IMAGES, *_CAPTIONED, *_MASKS, *_BOXES)
-    """Column with the path or the bytes of an image; null takes the first of image, img, ..."""
+    image_column: str | None = _column(*_IMAGES, *_CAPTIONED, *_MASKS, *_BOXES, *_IMAGE_CHAT)
+    """Column with the path or the bytes of an image, or a list of such; null: image, img, ..."""
 
     mask_column: str | None = _column(*_MASKS)
     """Column with the path or the bytes of a mask; null takes the first of mask, annotation, ..."""
@@ -123,19 +124,19 @@ class DataConfig:
     time_column: str | None = _column(*_RANKING)
     """Column by which the latest rows of each user are cut from train; null cuts whole users."""
 
-    messages_column: str | None = _column(*_CHAT)
+    messages_column: str | None = _column(*_CHAT, *_IMAGE_CHAT)
     """Column with messages, as of OpenAI or ShareGPT; null takes messages, conversations, ..."""
 
-    prompt_column: str | None = _column(*_CHAT)
+    prompt_column: str | None = _column(*_CHAT, *_IMAGE_CHAT)
     """Column with what the user says, where there are no messages; null takes prompt, ..."""
 
-    input_column: str | None = _column(*_CHAT)
+    input_column: str | None = _column(*_CHAT, *_IMAGE_CHAT)
     """Column with a text that goes below the prompt, as in Alpaca; null takes input where it is."""
 
-    completion_column: str | None = _column(*_CHAT)
+    completion_column: str | None = _column(*_CHAT, *_IMAGE_CHAT)
     """Column with the answer to the prompt; null takes completion, output, response, answer, ..."""
 
-    system_column: str | None = _column(*_CHAT)
+    system_column: str | None = _column(*_CHAT, *_IMAGE_CHAT)
     """Column with the system prompt; null takes system or system_prompt where there is one."""
 
     documents_column: str | None = _column(*_CHAT)

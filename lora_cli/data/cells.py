@@ -62,16 +62,32 @@ def table_cells(table: Any, columns: Sequence[str]) -> list[dict[str, Any]]:
     return found
 
 
-def cell(table: str, column: str, row: int, modified: int) -> Mapping[str, Any]:
-    """Return the place of a cell; see `lora_cli.data.media`."""
-    return {"path": None, "table": table, "column": column, "row": row, "modified": modified}
+def cell(table: str, column: str, row: int, modified: int) -> Any:
+    """Return the place of a cell, or those of what is in its list; see `lora_cli.data.media`."""
+    place = {"path": None, "table": table, "column": column, "row": row, "modified": modified}
+    values = _column(table, column)
+    if not _is_list(values.type):
+        return place
+    value = values[row]
+    return [{**place, "item": item} for item in range(len(value) if value.is_valid else 0)]
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def byte_columns(schema: Any) -> tuple[str, ...]:
-    """Return the columns that hold bytes, or objects with them as the datasets library does."""
+    """Return the columns of bytes, of objects with them as the datasets library has, or of lists.
+
+    The lists are of bytes or of such objects.
+    """
     import pyarrow as pa
 
     def has_bytes(kind: Any) -> bool:
+        if _is_list(kind):
+            return has_bytes(kind.value_type)
         if pa.types.is_struct(kind):
             place = kind.get_field_index("bytes")
             return place >= 0 and has_bytes(kind.field(place).type)
@@ -80,9 +96,17 @@ def byte_columns(schema: Any) -> tuple[str, ...]:
     return tuple(field.name for field in schema if has_bytes(field.type))
 
 
-def read_cell(table: str, column: str, row: int) -> bytes | None:
-    """Return the bytes of a cell, which may also be an object with bytes or the path of a file."""
-    value: Any = _column(table, column)[row].as_py()
+def read_cell(table: str, column: str, row: int, item: int | None = None) -> bytes | None:
+    """Return the bytes of a cell, which may also be an object with bytes or the path of a file.
+
+    Args:
+        table: The Arrow file.
+        column: Its column.
+        row: Its row.
+        item: Which of a list; None where the cell holds no list.
+    """
+    scalar = _column(table, column)[row]
+    value: Any = (scalar if item is None else scalar[item]).as_py()
     if isinstance(value, Mapping):
         if value.get("bytes") is None and value.get("path"):
             path = Path(value["path"])

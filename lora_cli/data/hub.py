@@ -128,7 +128,7 @@ def _convert(found: Any, path: str) -> HubRows:
         media = [
             column
             for column, feature in table.features.items()
-            if isinstance(feature, datasets.Image | datasets.Audio)
+            if isinstance(_item(feature), datasets.Image | datasets.Audio)
         ]
         cells = table_cells(table, media)
         others = [column for column in table.features if column not in media]
@@ -138,3 +138,9 @@ def _convert(found: Any, path: str) -> HubRows:
             for number, values in enumerate(plain, start=1)
         )
     return HubRows(rows=rows, class_names=class_names, notes=tuple(notes))
+
+
+def _item(feature: Any) -> Any:
+    """Return what a column holds, or what is in the lists that it holds."""
+    inner = feature[0] if isinstance(feature, list) and feature else feature
+    return getattr(inner, "feature", inner)

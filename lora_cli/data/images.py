@@ -65,6 +65,15 @@ def thumbnail(content: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}"
 
 
+def within_pixels(image: Any, most: int | None) -> Any:
+    """Return an image of at most so many pixels, in its shape; None leaves it as it is."""
+    pixels = image.width * image.height
+    if most is None or pixels <= most:
+        return image
+    share = (most / pixels) ** 0.5
+    return image.resize((max(1, int(image.width * share)), max(1, int(image.height * share))))
+
+
 def to_rgb(image: Any) -> Any:
     """Turn an image upright and into RGB."""
     from PIL import Image, ImageOps

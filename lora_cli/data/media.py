@@ -5,7 +5,8 @@ or an object with `path` and perhaps `bytes`, as the datasets library writes the
 either into a *place*: plain values that say where the bytes are, all that is kept of a row:
 
 * ``{"path", "file", "size", "modified"}``: a file;
-* ``{"path", "table", "column", "row", "modified"}``: a cell of an Arrow file, see `cells`;
+* ``{"path", "table", "column", "row", "modified"}``: a cell of an Arrow file, see `cells`, and
+  ``item`` where the cell holds a list;
 * ``{"path", "bytes"}``: the bytes themselves, in rows that are read one by one to be predicted.
 """
 
@@ -113,7 +114,7 @@ def read_place(place: Place) -> bytes:
     if "bytes" in place:
         content = place["bytes"]
     elif "table" in place:
-        content = read_cell(place["table"], place["column"], place["row"])
+        content = read_cell(place["table"], place["column"], place["row"], place.get("item"))
     else:
         try:
             content = Path(place["file"]).read_bytes()
@@ -126,6 +127,8 @@ def read_place(place: Place) -> bytes:
 
 def without_place(value: Any) -> Any:
     """Return what of a row's value stays the same when its files are moved or copied."""
+    if isinstance(value, list):
+        return [without_place(item) for item in value]
     if isinstance(value, Mapping) and "modified" in value:
         moved = ("file", "table", "modified")
         return {name: part for name, part in value.items() if name not in moved}

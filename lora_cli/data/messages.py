@@ -4,7 +4,7 @@ A message is a dict with ``role`` (system, user, assistant or tool), ``content``
 the row has them, ``tool_calls``, ``tool_call_id``, ``name`` and ``reasoning_content``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lora_cli.config.tasks import DataConfig
@@ -13,6 +13,7 @@ from lora_cli.errors import Problem
 
 Message = dict[str, Any]
 Columns = Mapping[str, str | None]
+Reader = Callable[..., list[Message]]
 
 ROLES = {
     "system": "system",
@@ -75,10 +76,20 @@ _RULES = {
         '["text", ...] or [{{"title": "...", "text": "..."}}, ...]',
         "write the passages as such a list",
     ),
+    "image-marks": (
+        "`{column}` must hold a mark <image> for each image of the row, or none at all",
+        "<image> in what the user says, or parts of type image, in the order of the images",
+        "correct the marks or the list of images, or remove the rows",
+    ),
+    "image-in-answer": (
+        "`{column}` must hold images in what users and tools say only",
+        None,
+        "move the mark <image> into a user turn, or remove the rows",
+    ),
 }
 
 
-class _Fault(Exception):  # noqa: N818  # becomes a part of a Problem
+class Fault(Exception):  # noqa: N818  # becomes a part of a Problem
     """What is wrong with one row: the rule that it breaks, the column, and what is there."""
 
     def __init__(self, kind: str, column: str, finding: str) -> None:
@@ -106,7 +117,7 @@ def read_messages(row: Row, columns: Columns, *, answering: bool = False) -> lis
             messages.pop()
     system = values.get(columns["system"] or "")
     if system is not None and not isinstance(system, str):
-        raise _Fault("bad-system", columns["system"] or "", _kind(system))
+        raise Fault("bad-system", columns["system"] or "", _kind(system))
     if _is_text(system) and not any(message["role"] == "system" for message in messages):
         messages.insert(0, {"role": "system", "content": system})
     return messages
@@ -168,50 +179,53 @@ def made_up_rows(data: DataConfig, count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def check_messages(rows: Sequence[Row], columns: Columns, *, answering: bool) -> list[Problem]:
+def check_messages(
+    rows: Sequence[Row], columns: Columns, *, answering: bool, read: Reader = read_messages
+) -> list[Problem]:
     """Return a problem for each rule that rows break, with all of these rows.
 
     Args:
         rows: The rows.
         columns: As for `read_messages`, and that of ``documents``.
         answering: Whether the rows are to be answered; else an assistant turn must be there.
+        read: What gives the conversation of a row; it raises Fault.
     """
     faults: dict[tuple[str, str], list[tuple[Row, str]]] = {}
     for row in rows:
         try:
-            _check(row, columns, answering=answering)
-        except _Fault as fault:
+            _check(row, columns, answering=answering, read=read)
+        except Fault as fault:
             faults.setdefault((fault.kind, fault.column), []).append((row, fault.finding))
     return [_problem(kind, column, bad) for (kind, column), bad in faults.items()]
 
 
-def _check(row: Row, columns: Columns, *, answering: bool) -> None:
+def _check(row: Row, columns: Columns, *, answering: bool, read: Reader) -> None:
     column = columns["messages"] or columns["prompt"] or ""
-    messages = read_messages(row, columns, answering=answering)
+    messages = read(row, columns, answering=answering)
     if answering and (not messages or messages[-1]["role"] == "system"):
-        raise _Fault("no-question", column, "none")
+        raise Fault("no-question", column, "none")
     if not answering and not any(message["role"] == "assistant" for message in messages):
-        raise _Fault("no-assistant", column, "none")
+        raise Fault("no-assistant", column, "none")
     if (documents := columns.get("documents")) is not None:
         try:
             read_documents(row, documents)
         except (TypeError, AttributeError):
-            raise _Fault("bad-documents", documents, "another value") from None
+            raise Fault("bad-documents", documents, "another value") from None
 
 
 def _turns(row: Row, columns: Columns) -> list[Message]:
     """Return the messages of a row with a prompt and, where it has a column, an answer."""
     prompt, more = row.values.get(columns["prompt"] or ""), row.values.get(columns["input"] or "")
     if not _is_text(prompt):
-        raise _Fault("bad-prompt", columns["prompt"] or "", _kind(prompt))
+        raise Fault("bad-prompt", columns["prompt"] or "", _kind(prompt))
     if more is not None and not isinstance(more, str):
-        raise _Fault("bad-prompt", columns["input"] or "", _kind(more))
+        raise Fault("bad-prompt", columns["input"] or "", _kind(more))
     asked = f"{prompt}\n\n{more}" if _is_text(more) else prompt
     messages = [{"role": "user", "content": asked}]
     if (column := columns["completion"]) is not None:
         answer = row.values.get(column)
         if not _is_text(answer):
-            raise _Fault("empty-answer", column, _kind(answer))
+            raise Fault("empty-answer", column, _kind(answer))
         messages.append({"role": "assistant", "content": answer})
     return messages
 
@@ -220,14 +234,14 @@ def _listed_messages(row: Row, columns: Columns) -> list[Message]:
     column = columns["messages"] or ""
     value = row.values.get(column)
     if not isinstance(value, list) or not value:
-        raise _Fault("bad-messages", column, "empty" if value == [] else _kind(value))
+        raise Fault("bad-messages", column, "empty" if value == [] else _kind(value))
     return list(_iter_messages(value, column))
 
 
 def _iter_messages(value: Sequence[Any], column: str) -> Iterator[Message]:
     for number, item in enumerate(value, start=1):
         if not isinstance(item, Mapping):
-            raise _Fault("bad-messages", column, f"message {number} is {_kind(item)}")
+            raise Fault("bad-messages", column, f"message {number} is {_kind(item)}")
         # A table of both layouts has null where a row is of the other one.
         name, told = (
             item[key] if item.get(key) is not None else item.get(other)
@@ -236,15 +250,15 @@ def _iter_messages(value: Sequence[Any], column: str) -> Iterator[Message]:
         role = ROLES.get(name.casefold()) if isinstance(name, str) else None
         if role is None:
             shown = f'"{name[:40]}"' if isinstance(name, str) else _kind(name)
-            raise _Fault("unknown-role", column, f"message {number}: {shown}")
+            raise Fault("unknown-role", column, f"message {number}: {shown}")
         content = _content(told)
         extra = {key: item[key] for key in _KEPT if item.get(key)}
         if content is None and "tool_calls" not in extra:
             found = "parts of which one is no text" if isinstance(told, list) else _kind(told)
             kind = "empty-answer" if role == "assistant" and told is None else "bad-messages"
-            raise _Fault(kind, column, f"content of message {number}: {found}")
+            raise Fault(kind, column, f"content of message {number}: {found}")
         if role == "assistant" and not (content or "").strip() and "tool_calls" not in extra:
-            raise _Fault("empty-answer", column, f"message {number}")
+            raise Fault("empty-answer", column, f"message {number}")
         yield {"role": role, "content": content or "", **extra}
 
 

@@ -1,6 +1,7 @@
 """Chat templates of lora-cli's own and in files, for `lora_cli.tasks.chat_template`."""
 
 from pathlib import Path
+from typing import Any
 
 from lora_cli.errors import Problem, UserError
 
@@ -53,3 +54,26 @@ def read_template(path: Path) -> str:
             )
         ) from error
     return text
+
+
+def no_template(tokenizer: Any, allowed: str, fix: str) -> Problem:
+    """A model whose tokenizer has no chat template."""
+    return Problem(
+        id="chat.no-template",
+        message=f"`{TEMPLATE_KEY}` must say how a conversation is written, since the tokenizer of "
+        f"the model ({type(tokenizer).__name__}) has no chat template, but is not set.",
+        key=TEMPLATE_KEY,
+        allowed=allowed,
+        fix=fix,
+    )
+
+
+def bad_template(reason: str, allowed: str, fix: str) -> Problem:
+    """A template by which no conversation can be written."""
+    return Problem(
+        id="chat.bad-template",
+        message=f"The chat template must render a question and an answer, but does not: {reason}.",
+        key=TEMPLATE_KEY,
+        allowed=allowed,
+        fix=fix,
+    )

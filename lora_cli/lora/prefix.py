@@ -128,13 +128,16 @@ def put_prefix(model: Any, *, num_tokens: int, seed: int) -> PrefixSize:
         seed: Decides which tokens; the caller's random state is kept.
 
     Raises:
-        UserError: If the model takes no keys and values from elsewhere, or has an encoder and a
-            decoder; nothing is changed then.
+        UserError: If the model takes no keys and values from elsewhere, looks at images too, or has
+            an encoder and a decoder; nothing is changed then.
     """
     backbone = model.base_model
     family = str(getattr(model.config, "model_type", type(model).__name__))
     if getattr(model.config, "is_encoder_decoder", False):
         why = f"{family} has two stacks, of which a cache reaches the decoder only"
+        raise UserError(_unsuited(why))
+    if getattr(model.config, "vision_config", None) is not None:
+        why = f"{family} counts the places of images by itself"
         raise UserError(_unsuited(why))
     pairs = _probe(backbone, num_tokens, seed)
     if not any(pair.numel() for pair in pairs):

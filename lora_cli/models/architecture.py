@@ -184,14 +184,31 @@ def _new_keys(model: Any, shapes: Mapping[str, tuple[int, ...]] | None) -> tuple
     outside = {name for name in own if name.startswith(heads)}
     if shapes is None:
         return tuple(sorted(outside))
+    moved = _moved(model, shapes)
     return tuple(
         sorted(
             name
             for name, shape in own.items()
             if (name in outside or not LAYER_OR_EMBEDDING.search(name.lower()))
             and shape not in (shapes.get(other) for other in _spellings(name, prefix))
+            and (_tail(name), shape) not in moved
         )
     )
+
+
+def _moved(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> set[tuple[str, tuple[int, ...]]]:
+    """Return ends of names, with shapes, of weights that may have other names in the model.
+
+    Weights of models that look at images are stored under the names that their parts once had,
+    such as ``language_model.lm_head.weight`` of LLaVA.
+    """
+    if model.config.get_text_config() is model.config:
+        return set()
+    return {(_tail(name), shape) for name, shape in shapes.items()}
+
+
+def _tail(name: str) -> str:
+    return ".".join(name.split(".")[-2:])
 
 
 def _spellings(name: str, prefix: str) -> tuple[str, ...]:

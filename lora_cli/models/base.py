@@ -31,7 +31,6 @@ LOADING_ERRORS = (
     ImportError,
 )
 
-
 # A layer has a number in its name, an embedding says so; a pooler is neither.
 LAYER_OR_EMBEDDING = re.compile(r"\.\d+\.|embed")
 
@@ -72,6 +71,16 @@ def load_tokenizer(source: ModelSource) -> Any:
     except Exception as error:
         rule, finding = "with a tokenizer that transformers can load", first_line(error)
         raise UserError(_problem("bad-tokenizer", rule, finding, source)) from error
+    let_pad(tokenizer, source)
+    return tokenizer
+
+
+def let_pad(tokenizer: Any, source: ModelSource) -> None:
+    """Give a tokenizer that cannot pad its end-of-sequence token to do so, in place.
+
+    Raises:
+        UserError: If it has none.
+    """
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             rule, finding = "whose tokenizer can pad", "it has no padding and no end token"
@@ -79,7 +88,6 @@ def load_tokenizer(source: ModelSource) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     # Rows are tokenized whole and cut afterwards, so its warning of long ones would be wrong.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-    return tokenizer
 
 
 def load_base(

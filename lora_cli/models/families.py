@@ -18,6 +18,7 @@ _FEED_FORWARD = ("intermediate_dense", "output_dense")
 _LANGUAGE = ("*language_model.*.q_proj", "*language_model.*.v_proj")
 # The first self-attention of the decoder of DETR sees the same at each place, and learns nothing.
 _CROSSED = ("*encoder*.q_proj", "*encoder*.v_proj")
+_TEXT_MODEL = ("*text_model.*.q_proj", "*text_model.*.v_proj")
 
 # A family is added as one row; tests/models/test_families.py builds each and checks the names.
 AUTO_TARGETS: dict[str, tuple[str, ...]] = {
@@ -191,10 +192,13 @@ AUTO_TARGETS: dict[str, tuple[str, ...]] = {
     "dinov3_vit": _PROJECTIONS,
     "donut-swin": _QUERY_VALUE,
     "dpt": _QUERY_VALUE,
+    "glm4v": _LANGUAGE,
     "glpn": _QUERY_VALUE,
     "hiera": ("qkv",),
     "hubert": _PROJECTIONS,
+    "idefics3": _TEXT_MODEL,
     "ijepa": _PROJECTIONS,
+    "internvl": _LANGUAGE,
     "llava": _LANGUAGE,
     "llava_next": _LANGUAGE,
     "llava_onevision": _LANGUAGE,
@@ -213,6 +217,7 @@ AUTO_TARGETS: dict[str, tuple[str, ...]] = {
     "qwen2_vl": _LANGUAGE,
     "qwen3_vl": _LANGUAGE,
     "rt_detr": _PROJECTIONS,
+    "qwen3_vl_moe": _LANGUAGE,
     "segformer": _PROJECTIONS,
     "sew": _PROJECTIONS,
     "sew-d": ("query_proj", "value_proj"),
@@ -220,6 +225,7 @@ AUTO_TARGETS: dict[str, tuple[str, ...]] = {
     "siglip2": _PROJECTIONS,
     "siglip2_vision_model": _PROJECTIONS,
     "siglip_vision_model": _PROJECTIONS,
+    "smolvlm": _TEXT_MODEL,
     "speech_to_text": _PROJECTIONS,
     "speecht5": _PROJECTIONS,
     "swin": _PROJECTIONS,

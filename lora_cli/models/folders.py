@@ -34,6 +34,7 @@ PROCESSOR_FILES = {
     "image processor": ("preprocessor_config.json", "processor_config.json"),
     "feature extractor": ("preprocessor_config.json", "processor_config.json"),
     "image and text processor": ("preprocessor_config.json", "processor_config.json"),
+    "image chat processor": ("processor_config.json", "preprocessor_config.json"),
 }
 """Of each kind of processor the files of which one must be there."""
 PROCESSOR_PARTS = {"speech processor": ("feature extractor", "tokenizer")}

@@ -20,10 +20,12 @@ from lora_cli.models.base import (
     agree_on_padding,
     check_vocabulary,
     first_line,
+    let_pad,
     load_tokenizer,
     silence,
 )
 from lora_cli.models.folders import KEY
+from lora_cli.models.image_chat import ImageChatProcessor
 from lora_cli.models.sources import ModelSource
 from lora_cli.models.spoken_languages import agree_on_language
 
@@ -33,6 +35,7 @@ _LOADERS = {
     "feature extractor": ("AutoFeatureExtractor", "soundfile", "audio"),
     "image and text processor": ("AutoProcessor", "PIL", "vision"),
     "speech processor": ("AutoProcessor", "soundfile", "audio"),
+    "image chat processor": (ImageChatProcessor.__name__, "PIL", "vision"),
 }
 
 
@@ -53,7 +56,8 @@ def load_processor(source: ModelSource, kind: str) -> Any:
     packages.check_extra(module, extra=extra, needed_by=f"A model with {name}")
     try:
         with silence():
-            processor = getattr(transformers, loader).from_pretrained(
+            factory = getattr(transformers, loader, ImageChatProcessor)
+            processor = factory.from_pretrained(
                 source.folder, local_files_only=True, trust_remote_code=False
             )
     # Validation may raise classes of huggingface_hub's own.
@@ -65,13 +69,16 @@ def load_processor(source: ModelSource, kind: str) -> Any:
                 f"but {first_line(error)}.",
                 key=KEY,
                 where=str(source.folder),
-                fix="download the model again, or name another",
+                fix="install that package"
+                if isinstance(error, ImportError)
+                else "download the model again, or name another",
             )
         ) from error
     if (tokenizer := tokenizer_of(processor)) is not None:
         # Rows are tokenized whole, so its warning of long ones would be wrong.
         warned = tokenizer.deprecation_warnings
         warned["sequence-length-is-longer-than-the-specified-maximum"] = True
+        let_pad(tokenizer, source)
     return processor
 
 

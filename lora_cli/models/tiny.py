@@ -16,6 +16,7 @@ from lora_cli.errors import Problem, UserError, nearest_name
 from lora_cli.models.base import LOADING_ERRORS, silence
 from lora_cli.models.processors import tokenizer_of
 from lora_cli.models.spoken_languages import LANGUAGES, prompt_tokens, special_tokens
+from lora_cli.models.tiny_image_chat import make_image_chat_processor
 
 _HEADS = 4
 _VOCABULARY = 2000
@@ -59,10 +60,14 @@ def default_config(architecture: str, *, layers: int | None, positions: int) -> 
     Raises:
         UserError: If transformers has no such architecture.
     """
-    sizes = {} if layers is None else {"num_hidden_layers": layers}
+    sizes: dict[str, Any] = {} if layers is None else {"num_hidden_layers": layers}
     try:
+        kind = transformers.CONFIG_MAPPING[architecture]
+        if "text_config" in getattr(kind, "sub_configs", {}):
+            # The number is that of the language model.
+            sizes = {"text_config": sizes}
         config = transformers.AutoConfig.for_model(architecture, **sizes)
-    except ValueError as error:
+    except (KeyError, ValueError) as error:
         known = sorted(transformers.CONFIG_MAPPING.keys())
         raise UserError(_unknown(architecture, known)) from error
     most = getattr(config, "max_position_embeddings", None)
@@ -76,11 +81,13 @@ def make_processor(kind: str, config: Any, texts: Iterable[str]) -> Any:
 
     Args:
         kind: One of `lora_cli.models.folders.PROCESSOR_FILES` or `PROCESSOR_PARTS`.
-        config: Of the model.
+        config: Of the model; some of its sizes are changed in place where images are chatted about.
         texts: Of the rows, for a tokenizer.
     """
     if kind == "tokenizer":
         return make_tokenizer(texts)
+    if kind == "image chat processor":
+        return make_image_chat_processor(config, make_tokenizer(texts))
     if kind == "feature extractor":
         return _make_feature_extractor(config)
     if kind == "image and text processor":
@@ -249,9 +256,27 @@ def shrink(config: Any, *, width: int) -> None:
     if isinstance(getattr(config, "conv_dim", None), list | tuple):
         # Convolutions that a model of sounds begins with.
         config.conv_dim = [_CONVOLUTIONS] * len(config.conv_dim)
+    if _size(config, "spatial_merge_size") is not None:
+        # The vision tower of Qwen's models has other names for its sizes.
+        config.num_heads = _HEADS
+        for name in ("embed_dim", "out_hidden_size"):
+            if _size(config, name) is not None:
+                setattr(config, name, width)
+    _shrink_rotation(config, width=width)
+
+
+def _shrink_rotation(config: Any, *, width: int) -> None:
+    """Make the rotation of positions suit narrow heads, in place."""
     rope = getattr(config, "rope_parameters", None)
-    if isinstance(rope, dict) and any(name in rope for name in _BY_PLACE):
+    if not isinstance(rope, dict):
+        return
+    if any(name in rope for name in _BY_PLACE):
         config.rope_parameters = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+    if config.model_type.endswith("_vl_text"):
+        # Shares of half a head, for time, height and width.
+        half = width // _HEADS // 2
+        side = half * 3 // 8
+        rope["mrope_section"] = [half - 2 * side, side, side]
 
 
 def _shrink_stages(config: Any, *, width: int) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_cli.config.language import ChatConfig
 from lora_cli.data.messages import (
+    Message,
     check_messages,
     made_up_rows,
     one_layout,
@@ -26,6 +26,7 @@ from lora_cli.data.sources import Loaded
 from lora_cli.data.templates import BUILT_IN, read_template
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
+from lora_cli.models.processors import tokenizer_of
 from lora_cli.tasks.chat_refusals import (
     NOT_GENERATED,
     needs_answers,
@@ -46,20 +47,24 @@ from lora_cli.tasks.language import (
 from lora_cli.tasks.rows import Columns, Role, RowFamily, raise_if
 from lora_cli.tasks.written import WrittenText, written_metrics, written_outputs, written_texts
 
+Inputs = Callable[[Any], Mapping[str, torch.Tensor]]
+
 
 class ChatTask:
     """Chat bound to a configuration, columns and a tokenizer with a template."""
 
     couples_rows = False
+    template: type[ChatTemplate] = ChatTemplate
+    """What writes conversations."""
 
-    def __init__(self, config: ChatConfig, state: Mapping[str, Any], tokenizer: Any) -> None:
+    def __init__(self, config: Any, state: Mapping[str, Any], processor: Any) -> None:
         self.metric: str = config.metric
         self.greater_is_better = config.metric != "perplexity"
         self._config = config
         self._columns: Columns = state["columns"]
         self._is_answering = bool(state.get("answering"))
-        self._tokenizer = tokenizer
-        self._template = ChatTemplate(tokenizer, state["chat_template"])
+        self._tokenizer = tokenizer_of(processor)
+        self._template = self.template(processor, state["chat_template"])
         self._generation = config.generation
         if not self._template.end_ids and self._template.end_text.strip():
             stop = (*config.generation.stop, self._template.end_text.strip())
@@ -76,10 +81,9 @@ class ChatTask:
         Raises:
             UserError: If the template does not write it, or it is too long.
         """
-        messages = read_messages(row, self._columns, answering=self._is_answering)
-        system = self._config.system_prompt
-        if system is not None and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": system})
+        messages = self._with_system(
+            read_messages(row, self._columns, answering=self._is_answering)
+        )
         documents = read_documents(row, self._columns["documents"])
         try:
             if self._is_answering:
@@ -87,7 +91,7 @@ class ChatTask:
             ids, spans = self._template.read(messages, documents)
             features = self._whole(row, ids, spans)
             if self._config.generate_in_eval:
-                last = max(n for n, one in enumerate(messages) if one["role"] == "assistant")
+                last = last_answer(messages)
                 prompt = self._template.prompt(messages[:last], documents)
                 asked = self._question(row, prompt, str(messages[last]["content"]))
                 features |= {name: asked[name] for name in ("prompt", "references")}
@@ -106,7 +110,7 @@ class ChatTask:
         The outputs are those of `next_token_loss` and of `written_outputs`.
         """
         if not self._is_answering:
-            found = next_token_loss(model, batch)
+            found = next_token_loss(model, batch, more=self._inputs_of_lines(model, batch))
             is_scored_only = "seed" in batch or not batch.get("generate", True)
             if is_scored_only or not self._config.generate_in_eval:
                 return found
@@ -118,8 +122,9 @@ class ChatTask:
             batch["prompts"],
             self._generation,
             ids=batch["ids"],
-            end_ids=self._template.end_ids,
+            options={"eos_token_id": self._template.end_ids},
             on_text=batch.get("on_text"),
+            more=self._inputs_of_prompts(model, batch),
         )
         ended = have_ended(
             model, self._tokenizer, written, self._generation, end_ids=self._template.end_ids
@@ -158,6 +163,23 @@ class ChatTask:
             line["tokens"] = score.count
         return line
 
+    def _inputs_of_lines(self, model: Callable[..., Any], batch: Batch) -> Inputs:
+        """Return what gives some lines of a batch what the model reads besides tokens."""
+        del model, batch
+        return lambda _: {}
+
+    def _inputs_of_prompts(self, model: Callable[..., Any], batch: Batch) -> Inputs:
+        """Return what gives the prompts at some places what the model reads besides tokens."""
+        del model, batch
+        return lambda _: {}
+
+    def _with_system(self, messages: list[Message]) -> list[Message]:
+        """Put the system prompt of the settings before messages that have none."""
+        system = self._config.system_prompt
+        if system is not None and messages[0]["role"] != "system":
+            return [{"role": "system", "content": system}, *messages]
+        return messages
+
     def _whole(self, row: Row, ids: list[int], spans: list[tuple[int, int]]) -> Features:
         """Return the features of a conversation, as long as it may be."""
         most, overlong = self._config.max_length, self._config.overlong
@@ -193,12 +215,24 @@ class ChatTask:
         }
 
 
-class Chat(RowFamily):
-    """The family's row in the table."""
+def last_answer(messages: Sequence[Message]) -> int:
+    """Return the place of the last turn of the assistant."""
+    return max(n for n, one in enumerate(messages) if one["role"] == "assistant")
 
+
+class Chat(RowFamily):
+    """The family's row in the table.
+
+    Attributes:
+        task: What the family binds.
+        read: Gives the conversation of a row.
+    """
+
+    task: type[ChatTask] = ChatTask
+    read: Callable[..., list[Message]] = staticmethod(read_messages)
     auto_class = "AutoModelForCausalLM"
     task_type: str | None = "CAUSAL_LM"
-    inputs = (
+    inputs: tuple[Role, ...] = (
         Role("messages", ("messages", "conversations", "conversation"), optional=True),
         Role("prompt", ("prompt", "instruction", "question", "query", "user"), optional=True),
         Role("input", ("input",), optional=True),
@@ -216,18 +250,18 @@ class Chat(RowFamily):
     def check_rows(self, rows: Sequence[Row], columns: Columns) -> list[Problem]:
         """Refuse rows that are no conversations, and without an answer unless it is wanted."""
         answering = columns["messages"] is None and columns["completion"] is None
-        return check_messages(rows, columns, answering=answering)
+        return check_messages(rows, columns, answering=answering, read=self.read)
 
     def check_row(self, row: Row, state: Mapping[str, Any]) -> None:
         """Refuse a row that cannot be answered."""
-        raise_if(check_messages((row,), state["columns"], answering=True))
+        raise_if(check_messages((row,), state["columns"], answering=True, read=self.read))
 
-    def made_up_rows(self, config: ChatConfig, count: int) -> list[dict[str, Any]]:
+    def made_up_rows(self, config: Any, count: int) -> list[dict[str, Any]]:
         """Return conversations with the columns of the settings, for data out of reach."""
         return made_up_rows(config.data, count)
 
     def learn(
-        self, config: ChatConfig, train: Sequence[Row], loaded: Loaded, columns: Columns
+        self, config: Any, train: Sequence[Row], loaded: Loaded, columns: Columns
     ) -> dict[str, Any]:
         """Return ``chat_template``: the name of one, or what is in the file, or None.
 
@@ -251,7 +285,7 @@ class Chat(RowFamily):
         return {}
 
     def arrange(
-        self, config: ChatConfig, features: Sequence[Features], model: nn.Module
+        self, config: Any, features: Sequence[Features], model: nn.Module
     ) -> tuple[list[Features], tuple[str, ...]]:
         """Put several conversations into a row, where that was asked for."""
         if not config.packing:
@@ -280,8 +314,8 @@ class Chat(RowFamily):
             raise UserError(no_question(columns, where=where))
         return {**state, "columns": one_layout(found), "answering": True}
 
-    def build(self, config: ChatConfig, state: Mapping[str, Any], processor: Any) -> ChatTask:
-        """Bind the family; `processor` is a fast tokenizer.
+    def build(self, config: Any, state: Mapping[str, Any], processor: Any) -> ChatTask:
+        """Bind the family; the tokenizer is a fast one.
 
         Raises:
             UserError: If it cannot tell where tokens are, there is no usable template, or answers
@@ -293,7 +327,7 @@ class Chat(RowFamily):
             from lora_cli.metrics.generation import check_metric_packages
 
             check_metric_packages("task.generate_in_eval=true")
-        return ChatTask(config, state, processor)
+        return self.task(config, state, processor)
 
     def _resolve(self, data: Any, columns: Sequence[str]) -> tuple[Columns, list[str]]:
         found, notes = super()._resolve(data, columns)

@@ -58,13 +58,19 @@ def too_long(row: Row, length: int, most: int, *, what: str) -> Problem:
     )
 
 
-def not_written(row: Row, refused: Refused) -> Problem:
-    """A conversation that the template does not write, or not so that turns can be told."""
+def not_written(row: Row, refused: Refused, *, other: str = "task.chat_template=chatml") -> Problem:
+    """A conversation that the template does not write, or not so that turns can be told.
+
+    Args:
+        row: The conversation.
+        refused: Why not.
+        other: How another template is chosen.
+    """
     return Problem(
         id="chat.refused",
         message="The chat template must write each conversation so that the assistant's turns can "
         f"be told, but does not: {refused}.",
         key="task.chat_template",
         where=row.where,
-        fix="correct or remove the row, or choose another template: task.chat_template=chatml",
+        fix=f"correct or remove the row, or choose another template: {other}",
     )

@@ -11,11 +11,12 @@ template renders earlier turns in another way once later ones are there.
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import groupby
 from typing import Any
 
 from lora_cli.data.messages import Message, put_before_question
-from lora_cli.data.templates import BUILT_IN, TEMPLATE_KEY
-from lora_cli.errors import Problem, UserError
+from lora_cli.data.templates import BUILT_IN, TEMPLATE_KEY, bad_template, no_template
+from lora_cli.errors import UserError
 
 # Characters of the private use area, which no text has by itself.
 _MARK = "\ue0f1turn\ue0f2"
@@ -44,17 +45,22 @@ class ChatTemplate:
         end_text: What follows the text of a turn and ends it; empty where nothing does.
         end_ids: The special token in it, by which a model stops; none where there is no such.
         takes_documents: Whether the template shows passages that it is given.
+        known: What may be named in place of the model's own template.
+        fix: What to do where that is of no use.
 
     Raises:
         UserError: If there is no template, or it does not render a question and an answer.
     """
+
+    known = ", ".join((*BUILT_IN, "a file with a template in Jinja"))
+    fix = f"{TEMPLATE_KEY}=chatml"
 
     def __init__(self, tokenizer: Any, source: str | None) -> None:
         self._tokenizer = tokenizer
         if source is not None:
             tokenizer.chat_template = self._built_in(source) if source in BUILT_IN else source
         if not getattr(tokenizer, "chat_template", None):
-            raise UserError(_missing(tokenizer))
+            raise UserError(no_template(tokenizer, self.known, self.fix))
         try:
             self._special = _special_tokens(tokenizer)
             self._marked = _GENERATION.search(tokenizer.get_chat_template()) is not None
@@ -62,7 +68,7 @@ class ChatTemplate:
             thinking = self.render((_PROBE[0], {**_PROBE[1], "reasoning_content": _THOUGHT}))
             shown = self.render(_PROBE, documents=[_DOCUMENT])
         except (Refused, ValueError) as refused:
-            raise UserError(_unusable(str(refused))) from refused
+            raise UserError(bad_template(str(refused), self.known, self.fix)) from refused
         first = min((one for one in self._special if one in tail), key=tail.index, default=None)
         self.end_text = tail.rstrip() if first is None else tail[: tail.index(first) + len(first)]
         self.end_ids: tuple[int, ...] = ()
@@ -85,14 +91,14 @@ class ChatTemplate:
         """
         try:
             text: str = self._tokenizer.apply_chat_template(
-                list(messages),
+                self._shaped(messages),
                 documents=list(documents) or None,
                 add_generation_prompt=prompt,
                 tokenize=False,
             )
         # A template may go wrong in any way.
         except Exception as error:
-            raise Refused(_first_line(error)) from error
+            raise Refused(first_line(error)) from error
         return text
 
     def prompt(
@@ -106,7 +112,7 @@ class ChatTemplate:
         messages, documents = self._placed(messages, documents)
         text = self.render(messages, documents=documents, prompt=True)
         self._check_shown(messages, documents, text, prompt=True)
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids, _ = self._encode(text)
         return ids
 
     def read(
@@ -135,6 +141,15 @@ class ChatTemplate:
             first, last = spans[-1]
             ids, spans[-1] = [*ids[:last], end], (first, last + 1)
         return ids, spans
+
+    def _shaped(self, messages: Sequence[Message]) -> list[Any]:
+        """Return messages as the template is given them."""
+        return list(messages)
+
+    def _encode(self, text: str) -> tuple[list[int], Spans]:
+        """Return the tokens of a text, and where in it each begins and ends."""
+        found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return found["input_ids"], found["offset_mapping"]
 
     def _check_shown(
         self,
@@ -258,8 +273,8 @@ class ChatTemplate:
         return len(asked), place + len(stop) if place >= 0 else len(told.rstrip())
 
     def _tokenize(self, text: str, turns: Sequence[tuple[int, int]]) -> tuple[list[int], Spans]:
-        found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        offsets, spans = found["offset_mapping"], []
+        ids, offsets = self._encode(text)
+        spans: Spans = []
         for start, end in turns:
             inside = [
                 place
@@ -268,7 +283,7 @@ class ChatTemplate:
             ]
             if inside:
                 spans.append((inside[0], inside[-1] + 1))
-        return found["input_ids"], spans
+        return ids, spans
 
     def _read_marks(
         self, messages: Sequence[Message], documents: Sequence[Mapping[str, str]]
@@ -276,16 +291,20 @@ class ChatTemplate:
         """Return tokens and turns as the marks in the template tell, and the end of each turn."""
         try:
             found = self._tokenizer.apply_chat_template(
-                list(messages),
+                self._shaped(messages),
                 documents=list(documents) or None,
                 return_dict=True,
                 return_assistant_tokens_mask=True,
+                tokenizer_kwargs={"return_offsets_mapping": True},
             )
         except Exception as error:
-            raise Refused(_first_line(error)) from error
-        ids: list[int] = found["input_ids"]
-        spans: Spans = []
-        marked = {n for n, is_marked in enumerate(found["assistant_masks"]) if is_marked}
+            raise Refused(first_line(error)) from error
+        parts = zip(found["assistant_masks"], found["offset_mapping"], strict=True)
+        groups = [(bool(mark), list(group)) for mark, group in groupby(parts, lambda part: part[0])]
+        runs = [(group[0][1][0], group[-1][1][1]) for is_marked, group in groups if is_marked]
+        ids, spans = self._tokenize(self.render(messages, documents=documents), runs)
+        marked = {n for start, end in spans for n in range(start, end)}
+        spans = []
         # Some templates mark the header of a turn as well, with which a model is prompted.
         with suppress(Refused):
             same_ids, turns = self._read_turns(messages, documents)
@@ -319,27 +338,7 @@ def _squash(text: str) -> str:
     return "".join(text.split())
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Say in one line what went wrong."""
     lines = str(error).strip().splitlines()
     return lines[0][:200].rstrip(".") if lines else type(error).__name__
-
-
-def _missing(tokenizer: Any) -> Problem:
-    return Problem(
-        id="chat.no-template",
-        message=f"`{TEMPLATE_KEY}` must say how a conversation is written, since the tokenizer of "
-        f"the model ({type(tokenizer).__name__}) has no chat template, but is not set.",
-        key=TEMPLATE_KEY,
-        allowed=", ".join((*BUILT_IN, "a file with a template in Jinja")),
-        fix=f"{TEMPLATE_KEY}=chatml",
-    )
-
-
-def _unusable(reason: str) -> Problem:
-    return Problem(
-        id="chat.bad-template",
-        message=f"The chat template must render a question and an answer, but does not: {reason}.",
-        key=TEMPLATE_KEY,
-        allowed=", ".join((*BUILT_IN, "a file with a template in Jinja")),
-        fix=f"{TEMPLATE_KEY}=chatml",
-    )

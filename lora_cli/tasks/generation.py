@@ -55,9 +55,9 @@ def generate(
     config: GenerationConfig,
     *,
     ids: Sequence[str],
-    end_ids: Sequence[int] = (),
     options: Mapping[str, Any] | None = None,
     on_text: Callable[[str], None] | None = None,
+    more: Callable[[Sequence[int]], Mapping[str, torch.Tensor]] = lambda _: {},
 ) -> list[list[int]]:
     """Continue rows of tokens, or, by an encoder-decoder, answer them.
 
@@ -69,17 +69,19 @@ def generate(
         input_ids: The tokens of each row, one at least, without padding.
         config: How to write.
         ids: The id of each row.
-        end_ids: Tokens that end a text besides those of the model and the tokenizer.
         options: What else is to be set of transformers' GenerationConfig, such as
-            `forced_bos_token_id`.
+            `forced_bos_token_id`; `eos_token_id` lists tokens that end a text besides those of the
+            model and the tokenizer.
         on_text: Told of each piece of the text as it comes, for one row and without beams.
+        more: Returns what else the model is given for the rows at some places, such as images.
 
     Returns:
         The new tokens of each row; the last is the one that ended it, if any did.
     """
     plain = unwrapped(model)
-    ends = ending_ids(plain, tokenizer, end_ids)
-    search = search_settings(plain, tokenizer, config, ends=ends, options=options or {})
+    settings = dict(options or {})
+    ends = ending_ids(plain, tokenizer, settings.pop("eos_token_id", ()))
+    search = search_settings(plain, tokenizer, config, ends=ends, options=settings)
     streamer = stream_to(on_text, lambda row: text_of(tokenizer, row, config), config.stop)
     found: list[list[int]] = [[] for _ in input_ids]
     for room, places in _by_room(plain, input_ids, config).items():
@@ -87,7 +89,7 @@ def generate(
         processors = draws(config, [ids[place] for place in places])
         search.max_new_tokens = room
         with writing(plain, search):
-            written = _run(plain, tokenizer, rows, config, processors, streamer)
+            written = _run(plain, tokenizer, rows, config, processors, streamer, more(places))
         for place, row in zip(places, written, strict=True):
             found[place] = until_end(row, tokenizer, ends=ends, stop=config.stop)
     return found
@@ -242,6 +244,7 @@ def _run(
     config: GenerationConfig,
     processors: LogitsProcessorList,
     streamer: Any,
+    more: Mapping[str, torch.Tensor],
 ) -> list[list[int]]:
     """Return what was written for each row, with whatever follows its end."""
     search, device = model.generation_config, model.device
@@ -254,6 +257,7 @@ def _run(
         start = inputs["input_ids"].shape[1]
     written = model.generate(
         **inputs,
+        **more,
         generation_config=search,
         logits_processor=processors,
         stopping_criteria=stops_at(tokenizer, config.stop, start),

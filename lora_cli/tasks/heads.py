@@ -13,7 +13,7 @@ from lora_cli.models.heads import head_names, renew_heads
 from lora_cli.models.sources import ModelSource
 from lora_cli.tasks.contract import Family
 
-_DECODER = "AutoModelForCausalLM"
+_DECODERS = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
 _PROBED = 6
 # Of the change at the place of another token, what the places before it may change by rounding.
 _SHARE = 1e-2
@@ -42,7 +42,7 @@ def load_with_head(
         dtype=dtype,
         seed=seed,
     )
-    if family.auto_class == _DECODER and sees_later_tokens(base.model):
+    if family.auto_class in _DECODERS and sees_later_tokens(base.model):
         raise UserError(_no_decoder(base.model, source))
     fits, note = family.check_head(source, state)
     if not fits and not any(key.startswith(head_names(base.model)) for key in base.new_keys):

@@ -95,20 +95,32 @@ def collate_sequences(features: Sequence[Features], *, padding: int) -> Batch:
     }
 
 
-def next_token_loss(model: Callable[..., Any], batch: Batch) -> StepOutput:
+def next_token_loss(
+    model: Callable[..., Any],
+    batch: Batch,
+    *,
+    more: Callable[[slice], Mapping[str, torch.Tensor]] = lambda _: {},
+) -> StepOutput:
     """Return the loss of the learned tokens and their number.
 
     Outside of training the output ``log_probs`` (W, T, 2) holds of each learned token its own and
     the largest of another, 0 elsewhere.
+
+    Args:
+        model: A model with a language modelling head.
+        batch: As `collate_sequences` made it.
+        more: Returns what else the model is given for some lines, such as images, which are not as
+            many as the lines.
     """
     inputs, learned_WT = batch["inputs"], batch["learned"]
     if "seed" in batch:
-        logits_NV, true_N = _learned_logits(model, inputs, learned_WT)
+        whole = {**inputs, **more(slice(0, len(learned_WT)))}
+        logits_NV, true_N = _learned_logits(model, whole, learned_WT)
         loss_sum = functional.cross_entropy(logits_NV.float(), true_N, reduction="sum")
         return StepOutput(loss_sum, len(true_N), {})
     said_WT2 = torch.zeros((*learned_WT.shape, 2), device=learned_WT.device)
     for lines in _slices(model, learned_WT.shape):
-        part = {name: value[lines] for name, value in inputs.items()}
+        part = {**{name: value[lines] for name, value in inputs.items()}, **more(lines)}
         logits_NV, true_N = _learned_logits(model, part, learned_WT[lines])
         places = learned_WT[lines].nonzero(as_tuple=True)
         found = [

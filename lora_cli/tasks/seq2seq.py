@@ -120,8 +120,7 @@ class Seq2SeqTask:
             [row["source"] for row in batch["rows"]],
             self._config.generation,
             ids=batch["ids"],
-            end_ids=self._ends(),
-            options=self._start(model) | self._options,
+            options={"eos_token_id": self._ends(), **self._start(model), **self._options},
         )
         ended = have_ended(
             model, self._tokenizer, written, self._config.generation, end_ids=self._ends()

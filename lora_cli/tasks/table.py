@@ -6,6 +6,7 @@ from lora_cli.tasks.audio_classification import AudioClassification
 from lora_cli.tasks.causal_language_modeling import CausalLanguageModeling
 from lora_cli.tasks.chat import Chat
 from lora_cli.tasks.contract import Family
+from lora_cli.tasks.image_chat import ImageChat
 from lora_cli.tasks.image_classification import ImageClassification, ImageMultiLabel
 from lora_cli.tasks.image_text_contrastive import ImageTextContrastive
 from lora_cli.tasks.masked_language_modeling import MaskedLanguageModeling
@@ -44,4 +45,5 @@ FAMILIES: dict[str, Family] = {
     "speech_recognition_seq2seq": SpeechRecognitionSeq2Seq(),
     "semantic_segmentation": SemanticSegmentation(),
     "object_detection": ObjectDetection(),
+    "image_chat": ImageChat(),
 }

@@ -102,3 +102,27 @@ def test_cells_of_a_data_set_of_the_hub(tmp_path: Path, cache: Path, in_memory: 
     cells = table_cells(table, ["image"])
     assert [read(cell["image"]) for cell in cells] == [value["bytes"] for value in VALUES]
     assert cache.exists() is in_memory
+
+
+def items(cells: list[Any]) -> list[bytes | None]:
+    return [read_cell(cell["table"], cell["column"], cell["row"], cell["item"]) for cell in cells]
+
+
+@pytest.mark.parametrize("layout", ["parquet", "arrow"])
+def test_lists_of_bytes_become_lists_of_places(tmp_path: Path, cache: Path, layout: str) -> None:
+    lists = [VALUES[n : n + n % 4] for n in range(40)]
+    path = write(tmp_path / f"rows.{layout}", [*lists, None])
+    rows = read_file(path, keep_bytes=False)
+    assert [items(row.values["image"]) for row in rows] == [
+        *([value["bytes"] for value in own] for own in lists),
+        [],
+    ]
+    assert cache.exists()
+
+
+def test_lists_of_images_of_the_hub(tmp_path: Path, cache: Path) -> None:
+    lists = [VALUES[n : n + n % 4] for n in range(40)]
+    features = datasets.Features({"images": datasets.List(datasets.Image())})
+    table = datasets.Dataset.from_dict({"images": lists}, features=features)
+    found = [items(cell["images"]) for cell in table_cells(table, ["images"])]
+    assert found == [[value["bytes"] for value in own] for own in lists]

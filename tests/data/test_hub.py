@@ -4,6 +4,7 @@ import datasets
 import pytest
 
 from lora_cli.config.tasks import DataConfig
+from lora_cli.data.media import read_place
 from lora_cli.data.sources import load_rows
 from lora_cli.errors import UserError
 
@@ -69,3 +70,17 @@ def test_the_offline_switch_is_put_back(hub, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     load_rows(DataConfig(path="some/set"))
     assert datasets.config.HF_HUB_OFFLINE is False
+
+
+def test_lists_of_images_are_places(monkeypatch, tmp_path):
+    monkeypatch.setenv("LORA_CLI_CACHE", str(tmp_path))
+    images = [[], [{"bytes": b"1", "path": None}], [{"bytes": b"2", "path": "2.png"}] * 2]
+    features = datasets.Features(
+        {"images": datasets.List(datasets.Image()), "text": datasets.Value("string")}
+    )
+    table = datasets.Dataset.from_dict({"images": images, "text": list("abc")}, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"train": table})
+    rows = load_rows(DataConfig(path="some/set")).rows["train"]
+    assert [row.values["text"] for row in rows] == list("abc")
+    found = [[read_place(place) for place in row.values["images"]] for row in rows]
+    assert found == [[], [b"1"], [b"2", b"2"]]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tiny_vision import png
 
-from lora_cli.data.images import describe_image, read_image, upright_size
+from lora_cli.data.images import describe_image, read_image, upright_size, within_pixels
 from lora_cli.data.media import MediaError
 
 GREY = np.array([[0, 50], [100, 255]], np.uint8)
@@ -113,3 +113,11 @@ def test_an_image_that_would_fill_the_memory_is_refused() -> None:
     header = struct.pack(">I", len(size)) + chunk + struct.pack(">I", zlib.crc32(chunk))
     with pytest.raises(MediaError, match="more pixels"):
         describe_image(BytesIO(b"\x89PNG\r\n\x1a\n" + header + WHOLE[33:]).getvalue())
+
+
+def test_images_of_too_many_pixels_keep_their_shape() -> None:
+    image = Image.new("RGB", (300, 100))
+    assert within_pixels(image, None) is image
+    assert within_pixels(image, 30_000) is image
+    assert within_pixels(image, 7_500).size == (150, 50)
+    assert within_pixels(Image.new("RGB", (500, 1)), 100).size == (223, 1)

@@ -95,4 +95,5 @@ def test_a_copy_elsewhere_is_the_same_row() -> None:
     value = {"path": "cat/1.png", "file": "x", "size": 1, "modified": 2}
     moved = {**value, "file": "y", "modified": 3}
     assert without_place(value) == without_place(moved) == {"path": "cat/1.png", "size": 1}
+    assert without_place([value, "a"]) == without_place([moved, "a"])
     assert without_place("text") == "text"

@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 import transformers
+from tiny_image_chat import make_config, make_tokenizer
 from torch import nn
 
 from lora_cli.errors import UserError
@@ -266,3 +267,11 @@ def run_with_peft(model: Any) -> None:
     ids = IDS.clone()
     ids[:, -1] = 2
     peft.get_peft_model(model, config)(input_ids=ids, attention_mask=MASK)
+
+
+def test_models_that_look_at_images_are_refused() -> None:
+    config = make_config("qwen2_vl", make_tokenizer())
+    model = transformers.AutoModelForImageTextToText.from_config(config)
+    with pytest.raises(UserError, match="qwen2_vl counts the places of images by itself"):
+        put_prefix(model, num_tokens=5, seed=0)
+    assert not model.base_model._forward_pre_hooks

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_image_chat import write_tiny_image_chat
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from lora_cli.errors import UserError
@@ -118,3 +119,12 @@ def test_what_is_no_model(tmp_path: Path, config: str | None, problem: str) -> N
     with pytest.raises(UserError) as caught:
         lay_out(tmp_path)
     assert [found.id for found in caught.value.problems] == [problem]
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_vl", "idefics3"])
+def test_weights_under_the_names_that_parts_once_had_are_known(kind: str, tmp_path: Path) -> None:
+    write_tiny_image_chat(tmp_path, kind)
+    auto = "AutoModelForImageTextToText"
+    source = resolve_model(str(tmp_path), processor="image chat processor")
+    loaded = load_base(source, auto_class=auto, options={}, dtype="float32", seed=0)
+    assert lay_out(tmp_path, auto_class=auto).new_keys == loaded.new_keys == ()

@@ -95,7 +95,7 @@ def test_unknown_family_has_none() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "model_type", [name for name, targets in AUTO_TARGETS.items() if "language_model" in targets[0]]
+    "model_type", [name for name, targets in AUTO_TARGETS.items() if "_model." in targets[0]]
 )
 def test_what_looks_at_images_is_left_alone(model_type: str) -> None:
     names = auto_names(model_type)

@@ -199,7 +199,7 @@ def test_a_row_ends_with_its_end_token(load: Any) -> None:
     free = write((model, tokenizer), rows)
     end = free[0][3]
     config = GenerationConfig(max_new_tokens=12)
-    found = generate(model, tokenizer, rows, config, ids=["x"] * 8, end_ids=[end])
+    found = generate(model, tokenizer, rows, config, ids=["x"] * 8, options={"eos_token_id": [end]})
     for row, whole in zip(found, free, strict=True):
         wanted = whole[: whole.index(end) + 1] if end in whole else whole
         assert row == wanted
@@ -336,7 +336,7 @@ def test_every_setting_changes_something(load: Any) -> None:
     found = [
         generate(
             *loaded, rows, GenerationConfig(max_new_tokens=12, num_beams=4, length_penalty=penalty),
-            ids=["x"] * 12, end_ids=ends,
+            ids=["x"] * 12, options={"eos_token_id": ends},
         )
         for penalty in (1.0, -8.0)
     ]  # fmt: skip
