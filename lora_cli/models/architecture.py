@@ -13,7 +13,7 @@ from lora_cli.config.sections import ModelConfig
 from lora_cli.errors import Problem, UserError
 from lora_cli.models.base import (
     LAYER_OR_EMBEDDING,
-    LOADING_ERRORS,
+    LOAD_ERRORS,
     load_config,
     loading_problem,
     silence,
@@ -135,13 +135,13 @@ def load_architecture(
     has_head = True
     try:
         model = _build(source, auto_class, options)
-    except LOADING_ERRORS as error:
+    except LOAD_ERRORS as error:
         if "Unrecognized configuration class" not in str(error):
             raise UserError(loading_problem(error, source, auto_class)) from error
         has_head = False
         try:
             model = _build(source, "AutoModel", {})
-        except LOADING_ERRORS as second:
+        except LOAD_ERRORS as second:
             raise UserError(loading_problem(second, source, "AutoModel")) from second
     shapes = None if source.gguf is not None else _stored_shapes(source.folder)
     return Architecture(

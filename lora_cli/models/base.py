@@ -21,15 +21,7 @@ from lora_cli.models.heads import head_names, inner_heads
 from lora_cli.models.sources import ModelSource
 
 # What transformers raises for folders that it cannot make sense of.
-LOADING_ERRORS = (
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    OSError,
-    RuntimeError,
-    ImportError,
-)
+LOAD_ERRORS = (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError, ImportError)
 
 # A layer has a number in its name, an embedding says so; a pooler is neither.
 LAYER_OR_EMBEDDING = re.compile(r"\.\d+\.|embed")
@@ -128,7 +120,7 @@ def load_base(
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
                 **(options if source.gguf is None else _from_gguf(source, stored, options)),
             )
-        except LOADING_ERRORS as error:
+        except LOAD_ERRORS as error:
             raise UserError(loading_problem(error, source, auto_class)) from error
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     new_keys = tuple(sorted(set(info["missing_keys"]) | mismatched))

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from lora_cli.errors import Problem, UserError, nearest_name
-from lora_cli.models.base import LOADING_ERRORS, silence
+from lora_cli.models.base import LOAD_ERRORS, silence
 from lora_cli.models.processors import tokenizer_of
 from lora_cli.models.spoken_languages import LANGUAGES, prompt_tokens, special_tokens
 from lora_cli.models.tiny_image_chat import make_image_chat_processor
@@ -226,7 +226,7 @@ def write_tiny_model(
             model = factory.from_config(config) if own is None else own(config)
             model.to(config.dtype or torch.float32).save_pretrained(folder)
             processor.save_pretrained(folder)
-    except LOADING_ERRORS as error:
+    except LOAD_ERRORS as error:
         raise UserError(_not_made(config.model_type, error)) from error
 
 
