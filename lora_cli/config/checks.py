@@ -11,7 +11,6 @@ from lora_cli.config.commands import (
     COMMANDS,
     EvalConfig,
     ExportConfig,
-    MergeConfig,
     PredictConfig,
     StatusConfig,
     TargetsConfig,
@@ -20,6 +19,7 @@ from lora_cli.config.commands import (
 from lora_cli.config.distributed import check_distributed, check_sharding, check_shares
 from lora_cli.config.duration import parse_duration
 from lora_cli.config.groups import group_options
+from lora_cli.config.merging import MergeConfig, check_rows_to_verify, check_shard_size
 from lora_cli.config.schema import all_keys, flatten, to_plain
 from lora_cli.config.training_checks import check_schedule_free, check_text_generation
 from lora_cli.errors import Problem
@@ -296,7 +296,7 @@ CHECKS: dict[str, tuple[_Check, ...]] = {
     "eval": (_check_subject,),
     "predict": (_check_subject, _check_predict_source),
     "chat": (_check_subject,),
-    "merge": (_check_merge_sources, _check_weights),
+    "merge": (_check_merge_sources, _check_weights, check_shard_size, check_rows_to_verify),
     "export": (_check_subject,),
     "status": (_check_subject,),
     "tasks": (),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 WEIGHTS = "model.safetensors"
@@ -30,11 +31,19 @@ def weight_files(folder: Path) -> tuple[str, ...]:
 
 def hash_weights(folder: Path) -> str:
     """Return the sha256 of the weights; see `ModelSource.sha256`."""
-    names = weight_files(folder)
-    hashes = [hash_file(folder / name) for name in names]
-    if names == (WEIGHTS,):
-        return hashes[0]
-    lines = "".join(f"{name} {digest}\n" for name, digest in zip(names, hashes, strict=True))
+    return combine_hashes(hash_weight_files(folder))
+
+
+def hash_weight_files(folder: Path) -> dict[str, str]:
+    """Return the sha256 of each file of weights, by name."""
+    return {name: hash_file(folder / name) for name in weight_files(folder)}
+
+
+def combine_hashes(hashes: Mapping[str, str]) -> str:
+    """Return the sha256 of the weights from those of their files; see `ModelSource.sha256`."""
+    if list(hashes) == [WEIGHTS]:
+        return hashes[WEIGHTS]
+    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(hashes.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
