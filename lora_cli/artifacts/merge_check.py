@@ -19,7 +19,7 @@ from lora_cli.artifacts.merge_plan import Piece
 from lora_cli.artifacts.tensor_files import DTYPES, Stored, read_into
 
 _INPUTS = 4
-_ELEMENTS = 2**20
+_ELEMENTS = 2**19
 # Of one output, in units of what rounding may do to the weights of its row together.
 _MOST = 8.0
 # Of all outputs of a tensor, whose mean square is below 1 in these units, but for chance.

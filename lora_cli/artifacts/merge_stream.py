@@ -23,9 +23,9 @@ from lora_cli.artifacts.tensor_files import DTYPES, StoredWeights, header_bytes,
 from lora_cli.models.weights import INDEX, WEIGHTS
 
 # Elements that are changed at a time: what float32 makes of them fits into a cache.
-_ELEMENTS = 2**20
+_ELEMENTS = 2**19
 # Bytes that are copied at a time.
-_COPIED = 2**22
+_COPIED = 2**21
 # One is read, one is written, and one of each kind is in use.
 _NUM_BUFFERS = 4
 

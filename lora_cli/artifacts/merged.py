@@ -15,7 +15,6 @@ from lora_cli.artifacts.commit import put_in_place, staged_beside
 from lora_cli.artifacts.room import find_obstacle
 from lora_cli.artifacts.tuned import TUNED_FILE
 from lora_cli.errors import Problem, UserError
-from lora_cli.models.base import silence
 from lora_cli.models.integrity import write_manifest
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -68,6 +67,9 @@ def write_merged(
     Raises:
         OSError: If writing failed.
     """
+    # Merging tensor by tensor does without transformers, whose import takes its time.
+    from lora_cli.models.base import silence
+
     # The trained head is float32; on a base of lower precision it is rounded here, once.
     weights = {
         name: tensor.to(model.dtype) if tensor.is_floating_point() else tensor
