@@ -80,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def make_base(folder: Path, gigabytes: float, tokenizer: Path) -> None:
     """Write a random model of Llama's shape, file by file, and a tokenizer."""
-    hidden, inner, vocabulary, heads = 2048, 5632, 32000, 32
+    hidden, inner, vocabulary, heads = 2048, 5632, 49152, 32
     block = {
         **{f"self_attn.{name}": (hidden, hidden) for name in ("q_proj", "o_proj")},
         **{f"self_attn.{name}": (hidden // 4, hidden) for name in ("k_proj", "v_proj")},

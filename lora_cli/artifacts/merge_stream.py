@@ -11,7 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,7 @@ def write_shards(
         OSError: If reading or writing failed.
     """
     with ExitStack() as stack:
+        stack.enter_context(one_thread())
         # Left last, once the threads have ended.
         files: list[_Input | _Output] = []
         stack.callback(lambda: [file.close() for file in files])
@@ -182,6 +183,21 @@ def write_shards(
     if [shard.name for shard in shards] != [WEIGHTS]:
         _write_index(folder / INDEX, shards, {**weights.index, "total_size": total})
     return Streamed(base=found, written=digests, num_bytes=total)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in the calling thread alone.
+
+    The products are small, and threads that wait for each other at each of them take the processor
+    from those that hash and write.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _write_piece(

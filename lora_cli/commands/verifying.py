@@ -1,11 +1,15 @@
 """How a merged model is compared with the adapter: by outputs, tensor by tensor, or not at all."""
 
+import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 from lora_cli.artifacts.merge_check import TensorCheck, check_tensor, worst
 from lora_cli.artifacts.merge_plan import Shard
+from lora_cli.artifacts.merge_stream import one_thread
 from lora_cli.artifacts.tensor_files import StoredWeights, read_weights
 from lora_cli.commands.display import Display
 from lora_cli.commands.free_memory import free_memory
@@ -16,6 +20,7 @@ from lora_cli.errors import Problem, RunFailedError
 Way = Literal["logits", "layers", "none"]
 # Of the free memory, what the weights of the model may take: outputs of a model need some too.
 _SHARE = 0.5
+_MOST_THREADS = 4
 _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -66,7 +71,7 @@ def _model_bytes(trained: TrainConfig, weights: StoredWeights) -> int:
 def check_layers(
     shards: Iterable[Shard], folder: Path, *, seed: int, display: Display
 ) -> dict[str, Any]:
-    """Compare each tensor that was written with base and update; memory holds a few rows of one.
+    """Compare each tensor that was written with base and update; memory holds a few rows of some.
 
     Args:
         shards: What was to be written.
@@ -83,14 +88,28 @@ def check_layers(
     written = read_weights(folder).tensors
     pieces = [piece for shard in shards for piece in shard.pieces if piece.change is not None]
     checks = []
-    with display.transfer("verify", sum(piece.num_bytes for piece in pieces)) as advance:
-        for piece in pieces:
-            found = check_tensor(piece, written[piece.name], seed=seed)
-            checks.append(found)
-            if not found.passed:
-                raise _differs(found)
+    total = sum(piece.num_bytes for piece in pieces)
+    with ExitStack() as stack:
+        advance = stack.enter_context(display.transfer("verify", total))
+        stack.enter_context(one_thread())
+        pool = stack.enter_context(ThreadPoolExecutor(_num_threads()))
+        waiting = [
+            (piece, pool.submit(check_tensor, piece, written[piece.name], seed=seed))
+            for piece in pieces
+        ]
+        # Whatever has not begun when one of them fails never does.
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        for piece, future in waiting:
+            checks.append(future.result())
+            if not checks[-1].passed:
+                raise _differs(checks[-1])
             advance(piece.num_bytes)
     return _result(checks, display)
+
+
+def _num_threads() -> int:
+    """Return how many tensors are compared at once: as many as there are processors, or few."""
+    return min(_MOST_THREADS, len(os.sched_getaffinity(0)))
 
 
 def _result(checks: list[TensorCheck], display: Display) -> dict[str, Any]:

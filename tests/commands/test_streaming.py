@@ -118,6 +118,45 @@ def test_a_classifier_on_an_encoder(tiny_run: Any, tmp_path: Path, run_cli: Any)
     assert model.config.id2label == {0: "negative", 1: "positive"}
 
 
+def test_stacks_of_experts(
+    tiny_language_dir: Callable[..., Path], tmp_path: Path, run_cli: Any
+) -> None:
+    config = transformers.GptOssConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        num_local_experts=3,
+        vocab_size=200,
+        layer_types=["full_attention"],
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    base = tmp_path / "base"
+    model.save_pretrained(base)
+    transformers.AutoTokenizer.from_pretrained(tiny_language_dir("llama")).save_pretrained(base)
+    adapter = make_adapter(
+        tmp_path / "a",
+        base,
+        PLAIN,
+        targets=["q_proj"],
+        parameters=["experts.gate_up_proj", "experts.down_proj"],
+    )
+    finished = run_cli("merge", adapter, "output=m", "verify=layers", cwd=tmp_path)
+    assert finished.code == 0, finished.err
+    assert "merged tensor by tensor" in finished.err
+    expected = merged_by_peft(base, adapter, tmp_path / "peft", "AutoModelForCausalLM")
+    assert_same_bits(tensors(tmp_path / "m"), expected)
+
+
 def test_shared_embeddings_that_differ_are_parted(
     tiny_language_dir: Callable[..., Path], tmp_path: Path, run_cli: Any
 ) -> None:

@@ -126,7 +126,7 @@ def check_killed(merge: Merge, cwd: Path, place: Place, *, over: bool, tally: Ta
     "stride", [pytest.param(1, marks=pytest.mark.faults), pytest.param(17)], ids=["all", "some"]
 )
 def test_killed_anywhere(merge: Merge, tmp_path: Path, stride: int) -> None:
-    tally = Tally("SIGKILL at each write of a merge tensor by tensor")
+    tally = Tally("4 SIGKILL at each write of a merge tensor by tensor")
     assert len(merge.places) >= 25
     cases = [(place, over) for over in (False, True) for place in merge.places]
     # The last places are those where it is put in place.
