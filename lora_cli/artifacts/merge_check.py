@@ -1,7 +1,7 @@
 r"""Whether the tensors of a merged model say what base and update say, tensor by tensor.
 
-Random inputs of -1 and 1 go through the rows of a merged tensor, read back from its file, and
-through the rows of the base with the update beside them. Rounding moves each weight w by at most
+Random inputs of -1 and 1 go through what the rows of a merged tensor, read back from its file, have
+more than those of the base, and through the update. Rounding moves each weight w by at most
 ``u |w|``, with u half a unit in the last place of the number format. The moves that a row adds up
 have signs of their own for each input, so that (Hoeffding) an output is farther off than
 ``8 u ||W||`` once in 10^13 times. The mean square over all outputs of a tensor is at most
@@ -18,7 +18,7 @@ import torch
 from lora_cli.artifacts.merge_plan import Piece
 from lora_cli.artifacts.tensor_files import DTYPES, Stored, read_into
 
-_INPUTS = 4
+_INPUTS = 2
 _ELEMENTS = 2**19
 # Of one output, in units of what rounding may do to the weights of its row together.
 _MOST = 8.0
@@ -83,14 +83,18 @@ def check_tensor(piece: Piece, merged: Stored, *, seed: int) -> TensorCheck:
     # What float32 does to a sum is seen only beside weights that are as exact.
     wide = torch.float32 if dtype.itemsize == 2 else torch.float64
     x = torch.randint(0, 2, (width, _INPUTS), generator=generator).to(wide) * 2 - 1
-    answer = piece.change.answers(x)
+    move = piece.change.moves(x)
+    columns = x.T.contiguous()
     step = max(1, _ELEMENTS // max(1, width))
     for start in range(0, height, step):
         stop = min(height, start + step)
         new = _rows(merged, start, stop, width).to(wide)
         old = _old_rows(piece, start, stop, width).to(wide)
-        expected = answer(old, start, stop)
-        _add(sums, new, old @ x, expected, new @ x, dtype)
+        lengths = torch.linalg.vector_norm(new, dim=1, keepdim=True)
+        update, moved = move(old, start, stop), new.sub_(old)
+        # Two products with a vector are faster than one with a matrix of two columns.
+        found = torch.stack([moved @ column for column in columns], dim=1)
+        _add(sums, lengths, update, found, dtype, width)
     mean = math.sqrt(sums.squares / sums.allowed) / _MEAN if sums.allowed else 0.0
     kept = sums.arrived / sums.wanted if sums.wanted else None
     return TensorCheck(piece.name, sums.largest / _MOST, mean, kept)
@@ -98,29 +102,35 @@ def check_tensor(piece: Piece, merged: Stored, *, seed: int) -> TensorCheck:
 
 def _add(
     sums: _Sums,
-    new: torch.Tensor,
-    before: torch.Tensor,
-    expected: torch.Tensor,
+    lengths: torch.Tensor,
+    update: torch.Tensor,
     found: torch.Tensor,
     dtype: torch.dtype,
+    width: int,
 ) -> None:
-    """Add what some rows say."""
+    """Add what some rows say.
+
+    Args:
+        sums: What is added to, in place.
+        lengths: Of the merged rows, (rows, 1).
+        update: What the update makes of the inputs, (rows, inputs).
+        found: What the merged rows make more of them than the old ones.
+        dtype: Number format of the merged rows.
+        width: How many numbers a row has.
+    """
     info = torch.finfo(dtype)
-    unit = info.eps / 2 + _SUMS
     # Below the smallest normal number the steps are all of one size.
-    lengths = new.square().sum(1, keepdim=True) * unit**2
-    lengths = (lengths + new.shape[1] * (info.smallest_normal * info.eps) ** 2).sqrt_()
-    lengths = lengths.clamp_min_(torch.finfo(new.dtype).tiny)
+    least = math.sqrt(width) * info.smallest_normal * info.eps
+    allowed = (info.eps / 2 + _SUMS) * lengths + least
     # The update itself is a sum in float32, and may be far larger than what it leads to.
-    lengths = lengths + (expected - before).abs() * _SUMS
-    gap = (found - expected).abs().nan_to_num(nan=math.inf)
+    allowed = (allowed + update.abs() * _SUMS).clamp_min_(torch.finfo(found.dtype).tiny)
+    gap = (found - update).abs().nan_to_num(nan=math.inf)
     if gap.numel():
-        sums.largest = max(sums.largest, float((gap / lengths).max()))
-    sums.squares += float(gap.square().sum())
-    sums.allowed += float(lengths.square().expand_as(gap).sum())
-    update = expected - before
-    sums.arrived += float(((found - before) * update).sum())
-    sums.wanted += float(update.square().sum())
+        sums.largest = max(sums.largest, float((gap / allowed).max()))
+    sums.squares += float(gap.double().square().sum())
+    sums.allowed += float(allowed.double().square().sum())
+    sums.arrived += float((found * update).double().sum())
+    sums.wanted += float(update.double().square().sum())
 
 
 def _rows(stored: Stored, start: int, stop: int, width: int) -> torch.Tensor:

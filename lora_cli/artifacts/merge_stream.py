@@ -1,9 +1,10 @@
 """Writing a merged model tensor by tensor: each byte of the base is read once, and written once.
 
-Some rows are read, changed and written while those before are hashed and written by two other
+Some rows are read, changed and written while those before are hashed and written by other
 threads, so that memory holds a few buffers and never a whole tensor.
 """
 
+import ctypes
 import hashlib
 import json
 import math
@@ -11,7 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ _ELEMENTS = 2**19
 _COPIED = 2**21
 # One is read, one is written, and one of each kind is in use.
 _NUM_BUFFERS = 4
+# Of mallopt in <malloc.h>.
+_M_ARENA_MAX = -8
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +108,20 @@ class _Input:
 class _Output:
     """A file that is written from its first byte to its last."""
 
-    def __init__(self, path: Path, *, writing: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, path: Path, *, hashing: ThreadPoolExecutor, writing: ThreadPoolExecutor
+    ) -> None:
         self._file = path.open("xb", buffering=0)
-        self._hash, self._writing = hashlib.sha256(), writing
+        self._hash, self._hashing, self._writing = hashlib.sha256(), hashing, writing
 
-    def write(self, content: memoryview) -> "Future[None]":
-        """Append bytes, which must stay as they are until the future is done."""
-        return self._writing.submit(self._write, content)
+    def write(self, content: memoryview) -> "list[Future[None]]":
+        """Append bytes, which must stay as they are until the futures are done."""
+        return [
+            self._hashing.submit(self._hash.update, content),
+            self._writing.submit(self._write, content),
+        ]
 
     def _write(self, content: memoryview) -> None:
-        self._hash.update(content)
         while content:
             content = content[self._file.write(content) :]
 
@@ -124,7 +131,7 @@ class _Output:
 
     def _finish(self) -> str:
         self.close()
-        return self._hash.hexdigest()
+        return self._hashing.submit(self._hash.hexdigest).result()
 
     def close(self) -> None:
         """Close the file."""
@@ -159,17 +166,19 @@ def write_shards(
         files: list[_Input | _Output] = []
         stack.callback(lambda: [file.close() for file in files])
         hashing = stack.enter_context(ThreadPoolExecutor(1))
+        hashing_output = stack.enter_context(ThreadPoolExecutor(1))
         writing = stack.enter_context(ThreadPoolExecutor(1))
         buffers = deque(_Buffer() for _ in range(_NUM_BUFFERS))
         inputs = {name: _Input(base / name, hashing=hashing) for name in weights.files}
         files += inputs.values()
         hashes: dict[str, Future[str]] = {}
         for shard in shards:
-            output = _Output(folder / shard.name, writing=writing)
+            output = _Output(folder / shard.name, hashing=hashing_output, writing=writing)
             files.append(output)
             metadata = weights.metadata[shard.metadata] or {"format": "pt"}
             entries = [(p.name, p.kind, p.shape, p.num_bytes) for p in shard.pieces]
-            output.write(memoryview(header_bytes(entries, metadata))).result()
+            for done in output.write(memoryview(header_bytes(entries, metadata))):
+                done.result()
             for piece in shard.pieces:
                 for size in _write_piece(piece, inputs, output, buffers):
                     advance(size)
@@ -187,11 +196,14 @@ def write_shards(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute in the calling thread alone.
+    """Let torch compute in the calling thread alone, and all threads share their memory.
 
     The products are small, and threads that wait for each other at each of them take the processor
-    from those that hash and write.
+    from those that hash and write. glibc would give each thread a heap of its own, which keeps what
+    was freed in it.
     """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -211,7 +223,7 @@ def _write_piece(
             size = min(_COPIED, source.num_bytes - start)
             buffer = _next(buffers)
             view = file.read(buffer, size, source.start + start)
-            buffer.readers.append(output.write(view))
+            buffer.readers += output.write(view)
             yield size
         return
     for start, stop in _parts(piece.shape):
@@ -221,7 +233,7 @@ def _write_piece(
         size = new.numel() * DTYPES[piece.kind].itemsize
         view = buffer.part(size)
         torch.frombuffer(view, dtype=DTYPES[piece.kind]).view(new.shape).copy_(new)
-        buffer.readers.append(output.write(view))
+        buffer.readers += output.write(view)
         yield size
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lora_cli.models import weights
 from lora_cli.models.weights import INDEX, weight_files
 
 DTYPES = {
@@ -26,7 +27,6 @@ DTYPES = {
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LENGTH = 8
-_MAX_HEADER = 100_000_000
 _METADATA = "__metadata__"
 
 
@@ -116,25 +116,12 @@ def read_header(path: Path) -> tuple[dict[str, str], list[Stored]]:
         ValueError: If it is damaged.
         OSError: If it cannot be read.
     """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(_LENGTH), "little")
-        if length > _MAX_HEADER:
-            raise ValueError(f"{path.name} has a header of {length} bytes")
-        header = json.loads(file.read(length))
-        size = os.fstat(file.fileno()).st_size
-    metadata = header.pop(_METADATA, {})
-    first = _LENGTH + length
-    tensors = []
-    for name, entry in header.items():
-        start, end = entry["data_offsets"]
-        if not 0 <= start <= end <= size - first:
-            raise ValueError(f"{name} is not inside of {path.name}")
-        shape = tuple(entry["shape"])
-        tensors.append(Stored(path, name, entry["dtype"], shape, first + start, end - start))
-        dtype = tensors[-1].dtype
-        if dtype is not None and math.prod(shape) * dtype.itemsize != end - start:
-            raise ValueError(f"{name} has other bytes than its shape in {path.name}")
-    return metadata, sorted(tensors, key=lambda tensor: tensor.start)
+    metadata, entries = weights.read_header(path)
+    tensors = [
+        Stored(path, name, entry.kind, entry.shape, entry.start, entry.end - entry.start)
+        for name, entry in entries.items()
+    ]
+    return metadata, sorted(tensors, key=lambda tensor: (tensor.start, tensor.num_bytes))
 
 
 def read_tensor(stored: Stored) -> torch.Tensor:

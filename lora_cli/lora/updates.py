@@ -1,8 +1,9 @@
 """What merging does to one tensor of a file: its new rows, a few at a time.
 
 A tensor is taken as a matrix here, its first axis against all others. Sums are in float32 (float64
-where the tensor is) and are rounded by the caller, once. `answers` says what the new tensor must
-make of some inputs, without forming the update: the other way to the same numbers.
+where the tensor is) and are rounded by the caller, once. `moves` says how far
+the new tensor must move what the old one makes of some inputs, without forming the update: the
+other way to the same numbers.
 """
 
 from abc import ABC, abstractmethod
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-# Returns what new rows make of the inputs, shape (rows, inputs), given old rows and where they are.
-Answers = Callable[[torch.Tensor, int, int], torch.Tensor]
+# Returns by how much new rows make more of the inputs than old ones, shape (rows, inputs), given
+# the old rows and where they are.
+Moves = Callable[[torch.Tensor, int, int], torch.Tensor]
 
 
 class Change(ABC):
@@ -32,8 +34,8 @@ class Change(ABC):
         """
 
     @abstractmethod
-    def answers(self, x: torch.Tensor) -> Answers:
-        """Return what gives ``new rows @ x``, all in the number format of x.
+    def moves(self, x: torch.Tensor) -> Moves:
+        """Return what gives ``(new rows - old rows) @ x``, all in the number format of x.
 
         Args:
             x: Inputs, (width, inputs), float32 or float64.
@@ -65,11 +67,11 @@ class LowRank(Change):
         delta.mul_(self.scale)
         return old + delta if old.dtype == torch.float64 else delta.add_(old)
 
-    def answers(self, x: torch.Tensor) -> Answers:
-        """Return ``W x + scale * B (A x)``."""
+    def moves(self, x: torch.Tensor) -> Moves:
+        """Return ``scale * B (A x)``."""
         A, B = self.A.to(x.dtype), self.B.to(x.dtype)
         added = (A.T @ (B.T @ x) if self.transposed else B @ (A @ x)) * self.scale
-        return lambda old, start, stop: old.to(x.dtype) @ x + added[start:stop]
+        return lambda _, start, stop: added[start:stop]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +96,20 @@ class Rescaled(Change):
         norms = torch.linalg.vector_norm(v, dim=1).clamp_min(torch.finfo(v.dtype).tiny)
         return v.mul_((self.magnitude[start:stop] / norms)[:, None])
 
-    def answers(self, x: torch.Tensor) -> Answers:
-        """Return ``m / ||V|| * V x``, with ``||V||`` from the products of W, A and B."""
+    def moves(self, x: torch.Tensor) -> Moves:
+        """Return ``m / ||V|| * V x - W x``, with ``||V||`` from the products of W, A and B."""
         A, B = self.A.to(x.dtype), self.B.to(x.dtype) * self.scale
         magnitude = self.magnitude.to(x.dtype)
         added, gram = B @ (A @ x), A @ A.T
 
-        def answer(old: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        def move(old: torch.Tensor, start: int, stop: int) -> torch.Tensor:
             W, b = old.to(x.dtype), B[start:stop]
             squares = W.square().sum(1) + 2 * ((W @ A.T) * b).sum(1) + ((b @ gram) * b).sum(1)
             norms = squares.clamp_min(0).sqrt_().clamp_min(torch.finfo(torch.float32).tiny)
-            return (magnitude[start:stop] / norms)[:, None] * (W @ x + added[start:stop])
+            before = W @ x
+            return (magnitude[start:stop] / norms)[:, None] * (before + added[start:stop]) - before
 
-        return answer
+        return move
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +133,11 @@ class Stack(Change):
         ]
         return torch.stack(changed).flatten(1)
 
-    def answers(self, x: torch.Tensor) -> Answers:
-        """Return the sums of what each row of a matrix makes of its own part of the inputs."""
+    def moves(self, x: torch.Tensor) -> Moves:
+        """Return sums over the rows of a matrix, each with its own part of the inputs."""
         pieces = x.unflatten(0, (self.height, -1))
 
-        def answer(old: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        def move(old: torch.Tensor, start: int, stop: int) -> torch.Tensor:
             matrices, parts = old.unflatten(1, (self.height, -1)), self.parts[start:stop]
             return torch.stack(
                 [
@@ -143,14 +146,14 @@ class Stack(Change):
                 ]
             )
 
-        return answer
+        return move
 
 
 def _sum_of_rows(part: Change, matrix: torch.Tensor, pieces: torch.Tensor) -> torch.Tensor:
-    """Return ``sum_i M[i] x_i`` for the changed matrix M, (inputs,)."""
+    """Return ``sum_i D[i] x_i`` for the change D of a matrix, (inputs,)."""
     height, width, inputs = pieces.shape
     flat = pieces.permute(1, 0, 2).reshape(width, height * inputs)
-    found = part.answers(flat)(matrix, 0, height).unflatten(1, (height, inputs))
+    found = part.moves(flat)(matrix, 0, height).unflatten(1, (height, inputs))
     total: torch.Tensor = found.diagonal(dim1=0, dim2=1).sum(-1)
     return total
 
@@ -171,10 +174,10 @@ class Replaced(Change):
         del old
         return _matrix(self.value)[start:stop]
 
-    def answers(self, x: torch.Tensor) -> Answers:
-        """Return what the trained rows make of the inputs."""
+    def moves(self, x: torch.Tensor) -> Moves:
+        """Return what the trained rows make of the inputs, less what the old ones do."""
         value = _matrix(self.value)
-        return lambda _, start, stop: value[start:stop].to(x.dtype) @ x
+        return lambda old, start, stop: (value[start:stop].to(x.dtype) - old.to(x.dtype)) @ x
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,18 +198,18 @@ class SomeRows(Change):
                 new[number - start] = row
         return new
 
-    def answers(self, x: torch.Tensor) -> Answers:
-        """Return what the rows make of the inputs."""
-        trained = {number: row.to(x.dtype) @ x for number, row in self.trained.items()}
+    def moves(self, x: torch.Tensor) -> Moves:
+        """Return nothing but for the trained rows."""
 
-        def answer(old: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-            found = old.to(x.dtype) @ x
-            for number, value in trained.items():
+        def move(old: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+            found = x.new_zeros(stop - start, x.shape[1])
+            for number, row in self.trained.items():
                 if start <= number < stop:
-                    found[number - start] = value
+                    change = row.to(x.dtype) - old[number - start].to(x.dtype)
+                    found[number - start] = change @ x
             return found
 
-        return answer
+        return move
 
 
 def _matrix(tensor: torch.Tensor) -> torch.Tensor:

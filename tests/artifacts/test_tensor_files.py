@@ -61,7 +61,7 @@ def test_several_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "why"),
     [
-        ({"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}, "not inside"),
+        ({"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}, "36 bytes, and 8"),
         ({"dtype": "F32", "shape": [1], "data_offsets": [0, 8]}, "other bytes"),
     ],
 )
@@ -72,5 +72,5 @@ def test_damaged_headers_are_refused(tmp_path: Path, entry: dict[str, object], w
     with pytest.raises(ValueError, match=why):
         read_header(path)
     path.write_bytes((10**9).to_bytes(8, "little"))
-    with pytest.raises(ValueError, match="header of"):
+    with pytest.raises(ValueError, match="header is"):
         read_header(path)

@@ -44,12 +44,12 @@ def test_rows_in_parts(name: str, step: int) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_answers_are_those_of_the_new_rows(name: str) -> None:
+def test_moves_are_those_of_the_new_rows(name: str) -> None:
     change, old, expected = CASES[name]
     x = draw(old.shape[1], 4).double()
-    answer = change.answers(x)
-    found = torch.cat([answer(old[:2], 0, 2), answer(old[2:], 2, len(old))])
-    assert torch.allclose(found, expected.double() @ x, atol=1e-5)
+    move = change.moves(x)
+    found = torch.cat([move(old[:2], 0, 2), move(old[2:], 2, len(old))])
+    assert torch.allclose(found, (expected.double() - old.double()) @ x, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
