@@ -60,7 +60,6 @@ def make_adapter(
         layers=None,
         layers_pattern=(),
     )
-    conv = any(is_conv1d(model.get_submodule(name)) for name in names)
     fused = match_parameters(model, parameters, saved_modules=saved)
     torch.manual_seed(1)
     inject_lora(model, names, settings)
@@ -80,7 +79,7 @@ def make_adapter(
         revision=None,
         target_parameters=tuple(parameters),
         tokens=trained,
-        fan_in_fan_out=conv,
+        fan_in_fan_out=any(is_conv1d(model.get_submodule(name).base_layer) for name in names),
         state=adapter_state(model, saved),
     )
     config = TrainConfig(

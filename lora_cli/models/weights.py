@@ -84,14 +84,13 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
 def _read_entry(name: str, entry: Any) -> Entry:
     try:
         kind, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        numbers = [*shape, start, end]
-        fits = isinstance(kind, str) and all(type(n) is int and n >= 0 for n in numbers)
     except (KeyError, TypeError, ValueError):
-        fits = False
-    if not fits or start > end:
+        raise ValueError(f"{name} is described in another way") from None
+    numbers = [*shape, start, end]
+    if not isinstance(kind, str) or not all(type(n) is int and n >= 0 for n in numbers):
         raise ValueError(f"{name} is described in another way")
     width = _WIDTHS.get(kind)
-    if width is not None and math.prod(shape) * width != end - start:
+    if start > end or (width is not None and math.prod(shape) * width != end - start):
         raise ValueError(f"{name} has other bytes than its shape asks for")
     return Entry(kind, shape, start, end)
 
