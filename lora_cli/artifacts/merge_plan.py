@@ -80,7 +80,8 @@ def arrange(
     """Put tensors into files: those of the base, or as many as a limit of size asks for.
 
     A tensor that the base lacks goes into the last file. Within a file the wider numbers come
-    first, so that every tensor begins at a multiple of its own width.
+    first, so that every tensor begins at a multiple of its own width, and then names in order, as
+    safetensors writes them.
 
     Args:
         pieces: The tensors, in the order of the base.
@@ -98,8 +99,7 @@ def arrange(
             name = weights.files[number]
         else:
             name = f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
-        # The order of the base otherwise: Python's sort is stable.
-        ordered = sorted(group, key=lambda piece: -_width(piece))
+        ordered = sorted(group, key=lambda piece: (-_width(piece), piece.name))
         shards.append(Shard(name if len(groups) > 1 else WEIGHTS, tuple(ordered), home))
     return shards
 

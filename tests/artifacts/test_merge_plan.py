@@ -25,8 +25,8 @@ def test_the_file_of_the_base_and_what_it_lacks(weights: StoredWeights) -> None:
     (shard,) = arrange([*map(untouched, weights.tensors.values()), new], weights)
     assert shard.name == shard.metadata == "model.safetensors"
     # Wider numbers first, so that none begins between two of its own width.
-    assert [piece.name for piece in shard.pieces] == ["wide", "head", "a", "b"]
-    assert [piece.num_bytes for piece in shard.pieces] == [32, 12, 24, 8]
+    assert [piece.name for piece in shard.pieces] == ["head", "wide", "a", "b"]
+    assert [piece.num_bytes for piece in shard.pieces] == [12, 32, 24, 8]
 
 
 def test_files_of_a_size(weights: StoredWeights) -> None:

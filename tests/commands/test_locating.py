@@ -22,7 +22,7 @@ def test_the_base_of_the_training_passes() -> None:
 @pytest.mark.parametrize(
     ("other", "check", "finding"),
     [
-        (replace(SOURCE, sha256="abd"), check_base_weights, "has others"),
+        (replace(SOURCE, sha256="xyz"), check_base_weights, "has others"),
         (
             replace(SOURCE, settings={"config.json": "2"}),
             check_base_settings,
