@@ -193,14 +193,17 @@ def remove_folder(path: Path) -> None:
     _delete(doomed)
 
 
-def put_in_place(staged: Path, target: Path) -> None:
+def put_in_place(staged: Path, target: Path, *, sync: bool = True) -> None:
     """Sync `staged`, rename it to `target`, and delete the folder or file that was there.
+
+    Without `sync`, a power cut soon after may leave files that are cut; nothing else can.
 
     Raises:
         OSError: If syncing or renaming failed; `target` is then as it was before, or, where only
             the last sync to disk failed, the new one.
     """
-    _sync_tree(staged)
+    if sync:
+        _sync_tree(staged)
     if not os.path.lexists(target):
         staged.rename(target)
         sync_path(target.parent)

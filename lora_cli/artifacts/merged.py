@@ -15,14 +15,19 @@ from lora_cli.artifacts.commit import put_in_place, staged_beside
 from lora_cli.artifacts.room import find_obstacle
 from lora_cli.artifacts.tuned import TUNED_FILE
 from lora_cli.errors import Problem, UserError
-from lora_cli.models.base import silence
 from lora_cli.models.integrity import write_manifest
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def save_merged(
-    model: Any, processor: Any, folder: Path, *, check: Callable[[Path], None] = lambda _: None
+    model: Any,
+    processor: Any,
+    folder: Path,
+    *,
+    check: Callable[[Path], None] = lambda _: None,
+    max_bytes: int | None = None,
+    sync: bool = True,
 ) -> int:
     """Write model and processor as a whole, and return the bytes written.
 
@@ -31,11 +36,13 @@ def save_merged(
         processor: Tokenizer or processor of media, saved beside it.
         folder: Folder to make or replace; `check_output` has said that this is allowed.
         check: Called with what was written before it is put in place; raises to refuse it.
+        max_bytes: The largest size of a file of weights; None leaves that to transformers.
+        sync: Whether to wait until the disk holds it.
     """
     with staged_beside(folder) as staged:
-        write_merged(model, processor, staged)
+        write_merged(model, processor, staged, max_bytes=max_bytes)
         check(staged)
-        put_in_place(staged, folder)
+        put_in_place(staged, folder, sync=sync)
     return folder_bytes(folder)
 
 
@@ -45,6 +52,7 @@ def write_merged(
     folder: Path,
     *,
     more: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    max_bytes: int | None = None,
 ) -> None:
     """Write model and processor into a folder with `save_pretrained`, and a list of the files last.
 
@@ -54,20 +62,25 @@ def write_merged(
         folder: Where to.
         more: Tensors that this model has no place for, and others on the same body have, by the
             names that they have in the file.
+        max_bytes: The largest size of a file of weights; None leaves that to transformers.
 
     Raises:
         OSError: If writing failed.
     """
+    # Merging tensor by tensor does without transformers, whose import takes its time.
+    from lora_cli.models.base import silence
+
     # The trained head is float32; on a base of lower precision it is rounded here, once.
     weights = {
         name: tensor.to(model.dtype) if tensor.is_floating_point() else tensor
         for name, tensor in {**model.state_dict(), **more}.items()
     }
+    sizes = {} if max_bytes is None else {"max_shard_size": max_bytes}
     with silence(), _os_errors(folder):
-        model.save_pretrained(folder, state_dict=weights)
+        model.save_pretrained(folder, state_dict=weights, **sizes)
         processor.save_pretrained(folder)
     write_manifest(folder)
-    _follow_umask(folder)
+    follow_umask(folder)
 
 
 @contextmanager
@@ -137,7 +150,7 @@ def folder_bytes(path: Path) -> int:
     return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
 
 
-def _follow_umask(folder: Path) -> None:
+def follow_umask(folder: Path) -> None:
     """Give files the mode that the umask asks for: safetensors makes them unreadable to others."""
     umask = os.umask(0)
     os.umask(umask)

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from lora_cli.artifacts.commit import TEMPORARY
@@ -67,17 +68,8 @@ def check_space(folder: Path, *, file_bytes: int, copies: int, other_bytes: int 
     """
     more, rest = divmod(other_bytes, max(file_bytes, 1))
     sizes = [file_bytes] * (copies + more) + [rest] * (rest > 0)
-    place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    probe = place / f"{TEMPORARY}probe-{uuid.uuid4().hex[:8]}"
-    probe.mkdir()
-    made = 0
-    try:
-        for number, size in enumerate(sizes):
-            _reserve(probe / str(number), size)
-            made += size
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
+    if found := _set_aside(folder, sizes):
+        place, made, error = found
         fix = "free some space, lower trainer.keep_checkpoints, or choose another run.dir"
         raise StorageError(
             Problem(
@@ -89,8 +81,48 @@ def check_space(folder: Path, *, file_bytes: int, copies: int, other_bytes: int 
                 fix=RAISE_LIMIT if error.errno == errno.EFBIG else fix,
             )
         ) from error
+
+
+def check_output_space(output: Path, sizes: Sequence[int]) -> None:
+    """Prove that files of these sizes fit beside `output`, where they are written before it.
+
+    Raises:
+        OSError: If nothing can be written there.
+        StorageError: If there is no room.
+    """
+    if found := _set_aside(output.parent, sizes):
+        place, made, error = found
+        raise StorageError(
+            Problem(
+                id="io.no-room",
+                message=f"`output` must have room for {sum(sizes) / 1e6:,.1f} MB of weights, but "
+                f"setting that aside in {place} failed after {made / 1e6:,.1f} MB: "
+                f"{(error.strerror or str(error)).lower()}.",
+                key="output",
+                fix=RAISE_LIMIT
+                if error.errno == errno.EFBIG
+                else "free some space, or choose another output",
+            )
+        ) from error
+
+
+def _set_aside(folder: Path, sizes: Sequence[int]) -> tuple[Path, int, OSError] | None:
+    """Set room aside and give it back; return where, after how many bytes and why that failed."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    probe = place / f"{TEMPORARY}probe-{uuid.uuid4().hex[:8]}"
+    probe.mkdir()
+    made = 0
+    try:
+        for number, size in enumerate(sizes):
+            _reserve(probe / str(number), size)
+            made += size
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        return place, made, error
     finally:
         shutil.rmtree(probe, ignore_errors=True)
+    return None
 
 
 def _reserve(path: Path, size: int) -> None:

@@ -1,6 +1,7 @@
 """Entry point: runs one command line and turns whatever happens into text and an exit code."""
 
 import errno
+import gc
 import importlib
 import importlib.metadata
 import logging
@@ -94,11 +95,12 @@ def _run_command(invocation: Invocation, command: str) -> int:
     from lora_cli.config.launch import run_command
 
     def job(composed: Composed) -> int:
-        from lora_cli.cli.terminal import Terminal
-
         options = invocation.options
+        with uncollected():
+            from lora_cli.cli.terminal import Terminal
+
+            module = importlib.import_module(f"lora_cli.commands.{command}")
         terminal = Terminal(as_json=options.json, quiet=options.quiet)
-        module = importlib.import_module(f"lora_cli.commands.{command}")
         try:
             return int(module.run(composed, options, terminal))
         finally:
@@ -111,6 +113,18 @@ def _run_command(invocation: Invocation, command: str) -> int:
         recipe=invocation.recipe,
         job=job,
     )
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Import without looking for garbage, of which there is none, in all that is there already."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _report(error: Exception, *, is_json: bool) -> int:

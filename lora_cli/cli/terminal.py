@@ -2,18 +2,21 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rich import box
 from rich.console import Console, JustifyMethod
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -117,6 +120,24 @@ class Terminal:
             for item in items:
                 yield item
                 progress.advance(bar)
+
+    @contextmanager
+    def transfer(self, label: str, num_bytes: int) -> Iterator[Callable[[int], None]]:
+        """Give a function that is told of bytes as they are done; a bar shows them."""
+        if self._quiet or not self._messages.is_terminal:
+            yield lambda _: None
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+        )
+        with Progress(*columns, console=self._messages, transient=True) as progress:
+            bar = progress.add_task(label, total=num_bytes)
+            yield lambda size: progress.advance(bar, size)
 
     def on_event(self, event: Event) -> None:
         """Show the training loop: bars that move on a terminal, a line per report elsewhere."""

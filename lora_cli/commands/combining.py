@@ -26,8 +26,9 @@ from lora_cli.commands.display import Display
 from lora_cli.commands.opening import Opened, open_adapter
 from lora_cli.commands.reporting import head_facts
 from lora_cli.config.adapters import LoraConfig
-from lora_cli.config.commands import MergeConfig, TrainConfig
+from lora_cli.config.commands import TrainConfig
 from lora_cli.config.decode import decode
+from lora_cli.config.merging import MergeConfig
 from lora_cli.config.schema import show, to_plain
 from lora_cli.config.tasks import DataConfig
 from lora_cli.errors import Problem, UserError

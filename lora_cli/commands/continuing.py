@@ -19,7 +19,7 @@ from lora_cli.artifacts.adapter import (
 )
 from lora_cli.artifacts.peft_format import PeftAdapter
 from lora_cli.commands.display import Display
-from lora_cli.commands.opening import base_path
+from lora_cli.commands.locating import base_path
 from lora_cli.commands.recorded import training_config
 from lora_cli.config.adapters import LoraConfig
 from lora_cli.config.commands import TrainConfig

@@ -1,6 +1,7 @@
 """What a command may show; `lora_cli.cli.terminal` does the showing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 from lora_cli.training.events import Event
@@ -29,6 +30,9 @@ class Display(Protocol):
 
     def track(self, label: str, items: Sequence[Item]) -> Iterator[Item]:
         """Yield the items, and show how far it is where that takes long."""
+
+    def transfer(self, label: str, num_bytes: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Give a function that is told of bytes as they are done, and show how far it is."""
 
     def on_event(self, event: Event) -> None:
         """Show what the training loop does: a progress bar, or plain lines."""

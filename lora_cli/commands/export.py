@@ -11,8 +11,9 @@ from lora_cli.artifacts.merged import check_output, folder_bytes
 from lora_cli.artifacts.room import make_room
 from lora_cli.artifacts.tuned import Tuned
 from lora_cli.commands.display import Display
+from lora_cli.commands.locating import default_output
 from lora_cli.commands.merging import Probe, check_same, merge_with_probe
-from lora_cli.commands.opening import Opened, default_output, open_adapter
+from lora_cli.commands.opening import Opened, open_adapter
 from lora_cli.commands.options import Options
 from lora_cli.config.commands import ExportConfig
 from lora_cli.config.composed import Composed

@@ -4,7 +4,7 @@ import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from lora_cli.commands.opening import Opened
 from lora_cli.config.tasks import DataConfig
 from lora_cli.errors import Problem, RunFailedError
 from lora_cli.lora.strategies import check_mergeable
+from lora_cli.models.base import BaseModel
 from lora_cli.tasks.contract import Batch, Features, Task
 from lora_cli.training.evaluation import evaluating
 from lora_cli.training.runtime import device_of, move_to
@@ -101,15 +102,31 @@ def merge_with_probe(
         model: Any = opened.attach()
         opened.merge()
         return model, None
+    model, probe = _attach_with_probe(opened, data, check_rows=check_rows)
+    opened.merge()
+    return model, probe
+
+
+def outputs_before(
+    opened: Opened, data: DataConfig, *, check_rows: int
+) -> tuple[Opened, Probe, torch.dtype]:
+    """Return what an adapter says, and the adapter without its model, whose memory is free then.
+
+    The third value is the number format that the model was in.
+    """
+    model, probe = _attach_with_probe(opened, data, check_rows=check_rows)
+    dtype: torch.dtype = model.dtype
+    return replace(opened, base=BaseModel(None, opened.base.new_keys)), probe, dtype
+
+
+def _attach_with_probe(opened: Opened, data: DataConfig, *, check_rows: int) -> tuple[Any, Probe]:
     splits, task = opened.load_splits(data)
     split = "validation" if "validation" in splits.rows else next(iter(splits.rows))
     rows = splits.rows[split][:check_rows]
     encoded = (task.encode(row) for row in rows)
     features = [row for row in encoded if not row.get("left_out")]
-    model = opened.attach()
-    probe = take_probe(task, model, features, split=split)
-    opened.merge()
-    return model, probe
+    model: Any = opened.attach()
+    return model, take_probe(task, model, features, split=split)
 
 
 def take_probe(task: Task, model: nn.Module, features: Sequence[Features], *, split: str) -> Probe:
@@ -175,9 +192,20 @@ def check_same(
     )
 
 
-def show_same(probe: Probe, model: Any, display: Display) -> Comparison:
-    """Compare a merged model with the adapter, and tell the result; raises as `check_same`."""
-    found = check_same(probe, model, model.dtype, what="merged")
+def show_same(
+    probe: Probe, model: Any, display: Display, *, dtype: torch.dtype | None = None
+) -> Comparison:
+    """Compare a merged model with the adapter, and tell the result; raises as `check_same`.
+
+    Args:
+        probe: What the adapter says.
+        model: The merged model.
+        display: Told the result.
+        dtype: Number format of the base that the adapter was in, if it may be another.
+    """
+    formats = [model.dtype, dtype or model.dtype]
+    coarser = max(formats, key=lambda kind: TOLERANCE.get(kind, TOLERANCE[torch.float32]))
+    found = check_same(probe, model, coarser, what="merged")
     display.note(f"merged against adapter on {probe.split}: {found.text}")
     return found
 

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from lora_cli.artifacts.adapter import (
-    MERGED_BASE,
     RECORD,
     Adapter,
     AdapterRecord,
@@ -23,6 +22,7 @@ from lora_cli.commands.attaching import attach_adapter, make_ready
 from lora_cli.commands.converting import as_folder
 from lora_cli.commands.display import Display
 from lora_cli.commands.encoding import encoding_facts
+from lora_cli.commands.locating import base_path, check_base
 from lora_cli.commands.new_rows import check_new_rows, check_no_new_rows
 from lora_cli.commands.recorded import training_config
 from lora_cli.config.commands import TrainConfig
@@ -34,7 +34,6 @@ from lora_cli.lora.merge import merge_lora
 from lora_cli.lora.strategies import dtypes_of, round_to
 from lora_cli.models.base import BaseModel, load_base
 from lora_cli.models.folders import KEY as MODEL_KEY
-from lora_cli.models.integrity import changed_settings
 from lora_cli.models.processors import agree_with, load_processor
 from lora_cli.models.sources import ModelSource, resolve_model
 from lora_cli.tasks.contract import Family, Task
@@ -161,7 +160,7 @@ def open_adapter(path: str, *, base: str | None, display: Display | None = None)
     family = FAMILIES[config.task.family]
     loading = as_folder(source, display)
     processor = load_processor(loading, family.processor)
-    processor, task = _bind(family, config, record, processor, where=subject.adapter / RECORD)
+    processor, task = bind(family, config, record, processor, where=subject.adapter / RECORD)
     loaded = load_with_head(
         loading, family, record.state, dtype=config.model.dtype, seed=config.seed
     )
@@ -181,7 +180,7 @@ def open_adapter(path: str, *, base: str | None, display: Display | None = None)
     )
 
 
-def _bind(
+def bind(
     family: Family, config: TrainConfig, record: AdapterRecord, processor: Any, *, where: Path
 ) -> tuple[Any, Task]:
     """Return processor and task, from the state that the record holds, which has been tried."""
@@ -237,67 +236,3 @@ def not_merged(path: str, why: str, subject: Subject) -> Problem:
         key="merged",
         fix=f"lora-cli merge {words[0]} {words[1]}",
     )
-
-
-def base_path(config: TrainConfig, record: AdapterRecord, subject: Subject) -> str:
-    """Return where the base model of an adapter was when it was trained.
-
-    Raises:
-        UserError: If that is a model which a run made for itself, and the run is not known.
-    """
-    if "folder" not in record.base:
-        return config.model.path or ""
-    if subject.run is None:
-        raise UserError(
-            Problem(
-                id="adapter.other-base",
-                message="`base` must say where the base model is, since that was made by merging "
-                "an earlier adapter and the folder is in no run directory.",
-                key="base",
-                where=str(subject.adapter),
-                allowed=f"{record.base.get('name')} with sha256 {record.base.get('sha256')}",
-                fix=f"base=RUN/{MERGED_BASE}",
-            )
-        )
-    return str(subject.run / MERGED_BASE)
-
-
-def check_base(source: ModelSource, record: AdapterRecord, subject: Subject) -> None:
-    """Refuse a base whose weights, settings or tokenizer are not those of the training."""
-    if source.sha256 != record.base.get("sha256"):
-        rule, finding = "weights that the adapter was trained on", "others"
-    elif changed := changed_settings(source.settings, record.base.get("settings")):
-        rule = "settings and the tokenizer that the adapter was trained with"
-        finding = f"another {', '.join(changed)}"
-    else:
-        return
-    raise UserError(
-        Problem(
-            id="adapter.other-base",
-            message=f"The base model must have the {rule}, but {source.name} has {finding}.",
-            where=str(subject.adapter),
-            allowed=f"{record.base.get('name')} with sha256 {record.base.get('sha256')}",
-            fix="base=DIR with the folder or hub id of that model",
-        )
-    )
-
-
-def default_output(subject: Subject, output: str | None, name: str) -> Path:
-    """Return where a command writes: `output`, or `name` in the run directory.
-
-    Raises:
-        UserError: If neither is known.
-    """
-    if output is not None:
-        return Path(output)
-    if subject.run is None:
-        raise UserError(
-            Problem(
-                id="output.missing",
-                message="`output` must say where to write, since the adapter is in no run "
-                "directory.",
-                key="output",
-                fix=f"output={name}",
-            )
-        )
-    return subject.run / name

@@ -21,9 +21,9 @@ from lora_cli.commands.data_report import describe_rows, show_rows
 from lora_cli.commands.display import Display
 from lora_cli.commands.encoding import encode_splits, encoding_facts
 from lora_cli.commands.lengths import check_length
+from lora_cli.commands.locating import check_base
 from lora_cli.commands.merged_base import merge_base
 from lora_cli.commands.merging import show_same
-from lora_cli.commands.opening import check_base
 from lora_cli.commands.starting import planned_over, put_in_adapters
 from lora_cli.config.commands import TrainConfig
 from lora_cli.data.types import Row, Splits

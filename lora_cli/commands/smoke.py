@@ -9,6 +9,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from lora_cli.commands import predict as predicting
 from lora_cli.commands.display import Display, Item
 from lora_cli.commands.options import Options
 from lora_cli.commands.smoke_inputs import shrink_run
-from lora_cli.config.commands import EvalConfig, MergeConfig, PredictConfig, TrainConfig
+from lora_cli.config.commands import EvalConfig, PredictConfig, TrainConfig
 from lora_cli.config.composed import Composed
+from lora_cli.config.merging import MergeConfig
 from lora_cli.config.schema import to_plain
 from lora_cli.data.plain import json_value
 from lora_cli.errors import Problem, RunFailedError, UserError
@@ -58,6 +60,11 @@ class _Silent:
         """Yield the items."""
         del label
         yield from items
+
+    def transfer(self, label: str, num_bytes: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Show nothing."""
+        del label, num_bytes
+        return nullcontext(lambda _: None)
 
     def on_event(self, event: Event) -> None:
         """Show nothing."""
@@ -143,7 +150,8 @@ class _Stages:
             self._display.note(f"smoke: not merged: {why}")
             return
         output = str(self._run.parent / "merged")
-        found = self._do("merge", merging.run, MergeConfig(from_=str(self._run), output=output))
+        config = MergeConfig(from_=str(self._run), output=output, verify="logits")
+        found = self._do("merge", merging.run, config)
         difference = found.get("max_abs_difference")
         more = "" if difference is None else f", outputs differ by {difference:.1e} at most"
         self._tell("merge", f"the merged model was read back{more}")

@@ -11,7 +11,6 @@ from lora_cli.config.commands import (
     COMMANDS,
     EvalConfig,
     ExportConfig,
-    MergeConfig,
     PredictConfig,
     StatusConfig,
     TargetsConfig,
@@ -22,6 +21,7 @@ from lora_cli.config.duration import parse_duration
 from lora_cli.config.extraction import check_extract
 from lora_cli.config.groups import group_options
 from lora_cli.config.media import check_zero_shot
+from lora_cli.config.merging import MergeConfig, check_rows_to_verify, check_shard_size
 from lora_cli.config.schema import all_keys, flatten, to_plain
 from lora_cli.config.task_families import COMPARING
 from lora_cli.config.training_checks import (
@@ -310,7 +310,7 @@ CHECKS: dict[str, tuple[_Check, ...]] = {
     "eval": (_check_subject, _check_zero_shot),
     "predict": (_check_subject, _check_predict_source, _check_zero_shot),
     "chat": (_check_subject,),
-    "merge": (_check_merge_sources, _check_weights),
+    "merge": (_check_merge_sources, _check_weights, check_shard_size, check_rows_to_verify),
     "export": (_check_subject,),
     "extract": (check_extract,),
     "status": (_check_subject,),

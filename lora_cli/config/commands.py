@@ -9,6 +9,7 @@ from lora_cli.config.distributed import DistributedConfig
 from lora_cli.config.extraction import ExtractConfig
 from lora_cli.config.generation import GenerationOverrides
 from lora_cli.config.media import ZeroShotConfig
+from lora_cli.config.merging import MergeConfig, TaskDataConfig
 from lora_cli.config.optim import (
     AdafactorConfig,
     AdamW8BitConfig,
@@ -43,7 +44,7 @@ from lora_cli.config.strategies import (
     TopStrategyConfig,
 )
 from lora_cli.config.task_families import TASKS, TaskConfig
-from lora_cli.config.tasks import DataConfig, TextClassificationConfig
+from lora_cli.config.tasks import TextClassificationConfig
 
 # Sections that hold one of several dataclasses: the key that tells which, and its table.
 # A task family, strategy, optimizer or schedule is added here and in the module that runs it.
@@ -125,13 +126,6 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TaskDataConfig:
-    """Rows to use instead of those that the adapter was trained and evaluated on."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class EvalConfig:
     """Evaluate base model, adapter and merged model side by side."""
 
@@ -194,74 +188,6 @@ class PredictConfig:
     generation: GenerationOverrides = field(default_factory=GenerationOverrides)
 
     zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MergeConfig:
-    """Add adapters into the base weights, or several into one, and write the result."""
-
-    from_: str | None = path_field()
-    """Run or adapter directory."""
-
-    adapters: tuple[str, ...] = field(default=(), metadata={"path": True, "text": True})
-    """Several run or adapter directories to combine, instead of from."""
-
-    weights: tuple[float, ...] = field(default=(), metadata={"only": {"adapters": ()}})
-    """Weight of each of the adapters; empty weighs each with 1."""
-
-    method: Literal[
-        "linear", "cat", "svd", "ties", "dare_ties", "dare_linear", "magnitude_prune"
-    ] = field(default="linear", metadata={"only": {"adapters": ()}})
-    """How to combine; ties arXiv:2306.01708, dare arXiv:2311.03099."""
-
-    density: float = field(
-        default=0.5,
-        metadata={
-            "above": 0,
-            "max": 1,
-            "only": {
-                "adapters": (),
-                "method": ("ties", "dare_ties", "dare_linear", "magnitude_prune"),
-            },
-        },
-    )
-    """Share of the values of each adapter to keep."""
-
-    majority_sign: Literal["total", "frequency"] = field(
-        default="total", metadata={"only": {"adapters": (), "method": ("ties", "dare_ties")}}
-    )
-    """Sign that wins where adapters disagree: of the sum of values, or of most of them."""
-
-    r: int | None = field(
-        default=None, metadata={"min": 1, "only": {"adapters": (), "method": ("svd",)}}
-    )
-    """Rank of the combined adapter; null takes the largest of the adapters."""
-
-    into: Literal["model", "adapter"] = field(default="model", metadata={"only": {"adapters": ()}})
-    """Write the combination as a merged model or as an adapter."""
-
-    seed: int = field(
-        default=42,
-        metadata={
-            "min": 0,
-            "max": 2**32 - 1,
-            "only": {"adapters": (), "method": ("dare_ties", "dare_linear")},
-        },
-    )
-    """Decides which values are kept."""
-
-    base: str | None = path_field()
-    """Where the base model is now, if it has moved; its sha256 must be the recorded one."""
-
-    output: str | None = path_field()
-    """Folder for the result; null writes merged/ in the run directory, given one adapter."""
-
-    check_rows: int = field(default=64, metadata={"min": 0, "only": {"into": ("model",)}})
-    """Real rows on which merged and adapter outputs are compared; 0 skips the comparison."""
-
-    task: TaskDataConfig = field(
-        default_factory=TaskDataConfig, metadata={"only": {"into": ("model",)}}
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

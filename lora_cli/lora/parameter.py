@@ -74,7 +74,8 @@ class LoraParameter(TransparentLayer):
             raise ValueError(
                 f"{parameter_name} must have two or three dimensions, but has {weight.ndim}."
             )
-        self.num_matrices = 1 if weight.ndim == 2 else weight.shape[0]
+        self.is_matrix = weight.ndim == 2
+        self.num_matrices = 1 if self.is_matrix else weight.shape[0]
         owner, _ = self._owner()
         self.transposed = weight.ndim == 3 and bool(getattr(owner, "is_transposed", 0))
         out_features, in_features = weight.shape[-2:]

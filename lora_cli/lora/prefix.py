@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import DynamicCache
 
 from lora_cli.errors import Problem, UserError
 
@@ -67,10 +66,10 @@ class Prefix(nn.Module):
         self.size = size
         self.is_left_out = False
 
-    def cache(self, rows: int, dtype: torch.dtype) -> DynamicCache:
+    def cache(self, rows: int, dtype: torch.dtype) -> Any:
         """Return a new cache that holds the prefix for each of `rows` rows."""
         # Layers that look at the last tokens only mask the others by themselves.
-        cache = DynamicCache()
+        cache = _empty_cache()
         self.fill(cache, rows, dtype)
         return cache
 
@@ -182,7 +181,7 @@ def _probe(backbone: Any, num_tokens: int, seed: int) -> list[torch.Tensor]:
     tokens = torch.randint(embeddings.num_embeddings, (1, num_tokens), generator=generator)
     if padding is not None:
         tokens[tokens == padding] = (padding + 1) % embeddings.num_embeddings
-    cache = DynamicCache()
+    cache = _empty_cache()
     modes: Mapping[nn.Module, bool] = {m: m.training for m in backbone.modules()}
     backbone.eval()
     try:
@@ -212,3 +211,10 @@ def _unsuited(why: str) -> Problem:
         allowed="decoders such as gpt2, llama and qwen3; bert, roberta, xlm-roberta and electra",
         fix="strategy=adapter or strategy=lora, which work with this model",
     )
+
+
+def _empty_cache() -> Any:
+    # Who only reads adapters does without transformers, whose import takes its time.
+    from transformers import DynamicCache
+
+    return DynamicCache()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_cli.errors import Problem
-from lora_cli.models.weights import INDEX, WEIGHTS, weight_files
+from lora_cli.models.weights import INDEX, WEIGHTS, read_header, weight_files
 
 KEY = "model.path"
 
@@ -139,8 +139,6 @@ def _iter_keys(value: Any) -> Iterator[str]:
 
 
 def _check_weights(folder: Path) -> Iterator[Problem]:
-    from safetensors import SafetensorError, safe_open
-
     rule = f"with weights in {WEIGHTS}"
     if not (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file():
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
@@ -165,9 +163,8 @@ def _check_weights(folder: Path) -> Iterator[Problem]:
             yield _problem("missing-shard", rule, finding, folder=folder, fix=f"download {name}")
             continue
         try:
-            with safe_open(folder / name, framework="np"):
-                pass
-        except (SafetensorError, OSError) as error:
+            read_header(folder / name)
+        except (ValueError, RecursionError, OSError) as error:
             finding = f"{name} is damaged ({error})"
             fix = f"download {name} again"
             yield _problem("damaged-weights", rule, finding, folder=folder, fix=fix)

@@ -10,10 +10,11 @@ import json
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lora_cli.errors import Problem
-from lora_cli.models.weights import WEIGHTS, hash_file
+from lora_cli.models.weights import hash_file
 
 MANIFEST = "MANIFEST.json"
 _MAKER = "lora-cli"
@@ -83,13 +84,20 @@ def changed_settings(now: Mapping[str, str], recorded: Any) -> list[str]:
     )
 
 
-def write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> None:
     """List the files of a model's folder with size and sha256 in its MANIFEST.json.
 
     Folders in it are left out: a copy on the hub may lack them.
+
+    Args:
+        folder: The model.
+        known: sha256 of files that need not be read for it, by name.
     """
     files = {
-        path.name: {"sha256": hash_file(path), "bytes": path.stat().st_size}
+        path.name: {
+            "sha256": known.get(path.name) or hash_file(path),
+            "bytes": path.stat().st_size,
+        }
         for path in sorted(folder.iterdir())
         if path.is_file() and path.name != MANIFEST
     }
@@ -97,19 +105,19 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
-def check_manifest(folder: Path, *, key: str, weights_sha256: str) -> Iterator[Problem]:
+def check_manifest(folder: Path, *, key: str, known: Mapping[str, str]) -> Iterator[Problem]:
     """Yield a problem for what differs from the folder's MANIFEST.json, if it has one of ours.
 
     Args:
         folder: The model.
         key: Configuration key that named it.
-        weights_sha256: What `hash_weights` says of it, so that one file is not read twice.
+        known: sha256 of files that are not read again, by name.
     """
     try:
         document = json.loads((folder / MANIFEST).read_bytes())
         if not str(document["made_by"]).startswith(_MAKER):
             return
-        differing = list(_differing(folder, document["files"], weights_sha256))
+        differing = list(_differing(folder, document["files"], known))
     except FileNotFoundError:
         return
     except (OSError, ValueError, RecursionError):
@@ -127,12 +135,12 @@ def check_manifest(folder: Path, *, key: str, weights_sha256: str) -> Iterator[P
         )
 
 
-def _differing(folder: Path, files: Mapping[str, Any], weights_sha256: str) -> Iterator[str]:
+def _differing(folder: Path, files: Mapping[str, Any], known: Mapping[str, str]) -> Iterator[str]:
     for name, entry in files.items():
         path = folder / Path(name).name
         if not path.is_file():
             yield f"{name} is missing"
         elif path.stat().st_size != entry["bytes"]:
             yield f"{name} has another size"
-        elif (weights_sha256 if name == WEIGHTS else hash_file(path)) != entry["sha256"]:
+        elif (known.get(path.name) or hash_file(path)) != entry["sha256"]:
             yield f"{name} does not match its sha256"

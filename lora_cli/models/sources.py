@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from lora_cli.errors import Problem, UserError
 from lora_cli.models.folders import KEY, check_folder
 from lora_cli.models.gguf import find_gguf, is_gguf
 from lora_cli.models.integrity import check_manifest, hash_settings
-from lora_cli.models.weights import hash_file, hash_weights
+from lora_cli.models.weights import combine_hashes, hash_file, hash_weight_files
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
@@ -70,9 +70,21 @@ def resolve_model(
         UserError: If there is no such model, the hub cannot be reached, or the folder lacks
             files or asks for more than data.
     """
+    source = locate_model(path, revision=revision, processor=processor)
+    if source.gguf is not None:
+        return replace(source, sha256=hash_file(source.place))
+    hashes = hash_weight_files(source.folder)
+    check_unchanged(source, hashes)
+    return replace(source, sha256=combine_hashes(hashes))
+
+
+def locate_model(
+    path: str, *, revision: str | None = None, processor: str | None = "tokenizer"
+) -> ModelSource:
+    """Do as `resolve_model` without reading the weights: `sha256` is empty."""
     if is_gguf(path):
         file = find_gguf(path, key=KEY)
-        return ModelSource(file.parent, path, None, hash_file(file), gguf=file.name)
+        return ModelSource(file.parent, path, None, "", gguf=file.name)
     local = find_folder(path)
     if local is None:
         folder = _download(path, revision)
@@ -82,10 +94,21 @@ def resolve_model(
     problems = list(check_folder(folder, processor=processor))
     if problems:
         raise UserError(problems)
-    sha256 = hash_weights(folder)
-    if changed := list(check_manifest(folder, key=KEY, weights_sha256=sha256)):
+    return ModelSource(folder, path, commit, "", settings=hash_settings(folder))
+
+
+def check_unchanged(source: ModelSource, hashes: Mapping[str, str]) -> None:
+    """Compare a folder with its MANIFEST.json, if it has one of ours.
+
+    Args:
+        source: What `locate_model` found.
+        hashes: sha256 of each file of weights.
+
+    Raises:
+        UserError: If a file is not as it was written.
+    """
+    if changed := list(check_manifest(source.folder, key=KEY, known=hashes)):
         raise UserError(changed)
-    return ModelSource(folder, path, commit, sha256, settings=hash_settings(folder))
 
 
 def check_sha256(source: ModelSource, expected: str | None) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lora_cli.commands import merged_base
-from lora_cli.models.sources import hash_weights
+from lora_cli.models.weights import hash_weights
 
 QUICK = (
     "task.max_length=32",

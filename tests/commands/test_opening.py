@@ -12,7 +12,8 @@ import torch
 
 from lora_cli.artifacts.adapter import Subject
 from lora_cli.artifacts.commit import document_sha256
-from lora_cli.commands.opening import default_output, load_merged, open_adapter
+from lora_cli.commands.locating import default_output
+from lora_cli.commands.opening import load_merged, open_adapter
 from lora_cli.config.tasks import DataConfig
 from lora_cli.errors import UserError
 

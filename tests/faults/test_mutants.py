@@ -83,7 +83,7 @@ MUTANTS = (
     ),
     Mutant(
         "another base is taken",
-        "commands/opening.py",
+        "commands/locating.py",
         'if source.sha256 != record.base.get("sha256"):',
         "if not source.sha256:",
         "tests/commands/test_eval.py::test_another_base_is_refused_and_a_moved_one_is_found",
@@ -177,7 +177,7 @@ MUTANTS = (
     Mutant(
         "what is put in place is not on disk yet",
         "artifacts/commit.py",
-        "    _sync_tree(staged)\n",
+        "    if sync:\n        _sync_tree(staged)\n",
         "",
         "tests/faults/test_power_loss.py::test_a_power_cut_at_every_operation",
     ),
@@ -224,6 +224,27 @@ MUTANTS = (
         'torch.full_like(inputs["input_ids"], _IGNORED)',
         'torch.zeros_like(inputs["input_ids"])',
         "tests/tasks/test_token_classification.py::test_a_word_is_learned_at_its_first_token",
+    ),
+    Mutant(
+        "a merge tensor by tensor leaves the update out",
+        "lora/updates.py",
+        "        delta.mul_(self.scale)\n",
+        "        delta.mul_(0)\n",
+        "tests/lora/test_updates.py::test_rows_in_parts",
+    ),
+    Mutant(
+        "a tensor that differs passes the comparison",
+        "artifacts/merge_check.py",
+        "return self.largest <= 1 and self.mean <= 1",
+        "return True",
+        "tests/artifacts/test_merge_check.py::test_a_wrong_update_is_told",
+    ),
+    Mutant(
+        "a merge tensor by tensor takes another base",
+        "commands/streaming.py",
+        "    check_base_weights(source, request.record, request.subject)\n",
+        "",
+        "tests/commands/test_streaming.py::test_other_weights_are_refused_and_nothing_is_left",
     ),
 )
 

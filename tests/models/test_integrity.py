@@ -21,7 +21,7 @@ from lora_cli.models.integrity import (
     write_manifest,
 )
 from lora_cli.models.sources import _HUB_FILES, resolve_model
-from lora_cli.models.weights import hash_weights
+from lora_cli.models.weights import hash_weight_files
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_nothing_recorded_is_no_change(folder: Path, recorded: object) -> None:
 
 
 def problems(folder: Path) -> str:
-    found = check_manifest(folder, key="merged", weights_sha256=hash_weights(folder))
+    found = check_manifest(folder, key="merged", known=hash_weight_files(folder))
     return "".join(problem.message for problem in found)
 
 
