@@ -50,7 +50,7 @@ _TEXT = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "intermediate_size": 64,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 2048,
     "initializer_range": 0.2,
     "pad_token_id": 0,
 }

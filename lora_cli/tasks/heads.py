@@ -53,7 +53,7 @@ def load_with_head(
     family.fit_model(base.model, state)
     # A part that was taken out is not trained.
     kept = base.model.state_dict().keys()
-    base = BaseModel(base.model, tuple(name for name in base.new_keys if name in kept))
+    base = replace(base, new_keys=tuple(name for name in base.new_keys if name in kept))
     if base.new_keys:
         family.start_head(base.model, state)
     return base

@@ -25,6 +25,12 @@ OTHERS = {
         "siglip-base",
         "siglip of 12 layers for google/siglip-base-patch16-224",
     ),
+    "AutoModelForSemanticSegmentation": ("segformer-b0", "segformer of 4 layers for nvidia/mit-b0"),
+    "AutoModelForObjectDetection": ("yolos-tiny", "yolos of 12 layers for hustvl/yolos-tiny"),
+    "AutoModelForImageTextToText": (
+        "smolvlm-256m",
+        "idefics3 of 30 layers for HuggingFaceTB/SmolVLM-256M-Instruct",
+    ),
     "AutoModelForSpeechSeq2Seq": ("whisper-tiny", "whisper of 4 layers for openai/whisper-tiny"),
     "AutoModelForSeq2SeqLM": ("flan-t5-small", "t5 of 8 layers for google/flan-t5-small"),
     "AutoModelForCausalLM": ("gpt2", "gpt2 of 12 layers for openai-community/gpt2"),
