@@ -5,6 +5,7 @@ added tokens and shared tensors come out as they do there.
 """
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 from lora_cli.artifacts.adapter import RECORD, Adapter, AdapterRecord
 from lora_cli.artifacts.merge_names import CannotStreamError
@@ -44,12 +46,14 @@ class Outline:
         pieces: Its tensors.
         model: The model without numbers, whose settings are those of the merged one.
         processor: What is saved beside it.
+        generation: Settings of generation as the base has them, to tell whether they are others.
         folder: The base's.
     """
 
     pieces: list[Piece]
     model: Any
     processor: Any
+    generation: Mapping[str, Any]
     folder: Path
 
     def write_settings(self, folder: Path, dtype: torch.dtype) -> None:
@@ -59,7 +63,8 @@ class Outline:
         model.config.architectures = [type(model).__name__]
         with silence():
             model.config.save_pretrained(folder)
-            if (self.folder / _GENERATION).is_file():
+            is_same = _generation(model) == self.generation
+            if is_same and (self.folder / _GENERATION).is_file():
                 copyfile(self.folder / _GENERATION, folder / _GENERATION)
             elif model.can_generate():
                 model.generation_config.save_pretrained(folder)
@@ -104,6 +109,11 @@ def outline(
     new = [n for n, _ in model.named_parameters() if n not in provided]
     new_keys = tuple(sorted(set(new) - set(names.converted.values())))
     family.fit_model(model, record.state)
+    # A model that is built of its config.json alone does not know them.
+    if (source.folder / _GENERATION).is_file() and model.can_generate():
+        with silence():
+            model.generation_config = GenerationConfig.from_pretrained(source.folder)
+    generation = _generation(model)
     agree_with(processor, model, source)
     make_ready(model, processor, adapter, config, where=str(where))
     before = _sharing(model)
@@ -111,7 +121,11 @@ def outline(
     changes = dict(_changes(model, adapter))
     _take_out(model, changes)
     plan = _Plan(names, provided, weights, changes, before, _sharing(model))
-    return Outline(list(plan.pieces(model)), model, processor, source.folder)
+    return Outline(list(plan.pieces(model)), model, processor, generation, source.folder)
+
+
+def _generation(model: Any) -> dict[str, Any]:
+    return deepcopy(model.generation_config.to_dict()) if model.can_generate() else {}
 
 
 def _name(model: Any, weights: StoredWeights) -> StoredNames:
