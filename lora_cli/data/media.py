@@ -139,8 +139,8 @@ def media_name(row: Row, column: str) -> str:
     """Return what to call the file of a row: its path as written, or the place of the row."""
     value = row.values.get(column)
     path = value.get("path") if isinstance(value, Mapping) and "file" in value else value
-    if row.source.endswith(os.sep) and isinstance(path, str):
-        return row.source + path
+    if row.source.endswith(os.sep):
+        return row.where
     return f"{path} of {row.where}" if isinstance(path, str) and path else row.where
 
 

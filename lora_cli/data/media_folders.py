@@ -107,6 +107,11 @@ def list_media(folder: Path, kind: str) -> list[Path]:
     return sorted(found)
 
 
+def count_media(folder: Path) -> dict[str, int]:
+    """Return how many such files of each kind are below a folder."""
+    return {kind: len(list_media(folder, kind)) for kind in ENDINGS}
+
+
 def media_rows(folder: Path, files: list[Path], kind: str) -> tuple[Row, ...]:
     """Return a row for each file, named by its path from the folder."""
     source = f"{folder}{os.sep}"
@@ -122,9 +127,9 @@ def rows_of_media(path: Path) -> tuple[Row, ...]:
     The column is called after what most of the files are, "image" or "audio".
     """
     if path.is_dir():
-        found = {kind: list_media(path, kind) for kind in ENDINGS}
-        kind = max(found, key=lambda name: len(found[name]))
-        return media_rows(path, found[kind], kind)
+        found = count_media(path)
+        kind = max(found, key=lambda name: found[name])
+        return media_rows(path, list_media(path, kind), kind)
     kinds = [kind for kind in ENDINGS if path.is_file() and _is_media(path.name, kind)]
     return media_rows(path.parent, [path], kinds[0]) if kinds else ()
 

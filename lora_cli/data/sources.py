@@ -21,7 +21,12 @@ from lora_cli.data.files import (
     with_own_ids,
 )
 from lora_cli.data.hub import load_hub_rows
-from lora_cli.data.media_folders import SPLIT_NAMES, is_media_folder, read_media_folder
+from lora_cli.data.media_folders import (
+    SPLIT_NAMES,
+    count_media,
+    is_media_folder,
+    read_media_folder,
+)
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
 
@@ -169,13 +174,19 @@ def _load_folder(folder: Path, layouts: tuple[str, ...], *, keep_bytes: bool) ->
     problems = [problem for paths in files.values() for problem in _check_split(paths)]
     if not files:
         endings = ", ".join(f".{layout}" for layout in layouts)
+        held = count_media(folder)
+        kind = max(held, key=lambda name: held[name])
+        others = f" of rows, and {held[kind]:,} {kind} files" if held[kind] else ""
         problems = [
             Problem(
                 id="data.no-files",
-                message=f'`{KEY}` must name a folder with data files, but "{folder}" has none.',
+                message=f'`{KEY}` must name a folder with data files, but "{folder}" has '
+                f"none{others}.",
                 key=KEY,
                 allowed=f"train, validation and test, each ending in one of {endings}",
-                fix=f"{KEY}=FILE",
+                fix=f"a task that reads such files: task={kind}_classification"
+                if others
+                else f"{KEY}=FILE",
             )
         ]
     if problems:

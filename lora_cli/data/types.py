@@ -4,6 +4,7 @@ Shape suffixes used across the package: B rows of a batch, T tokens of a row, C 
 R rank of the update.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,13 @@ class Row:
 
     @property
     def where(self) -> str:
-        """The place to name in an error, such as "train.csv row 12"."""
+        """The place to name in an error, such as "train.csv row 12" or "pets/train/cat/1.png"."""
+        if self.source.endswith(os.sep):
+            # Rows of a folder of files: the path is the value or, once looked up, part of it.
+            file = self.values.get("image", self.values.get("audio"))
+            path = file.get("path") if isinstance(file, Mapping) else file
+            if isinstance(path, str):
+                return self.source + path
         return f"{self.source} row {self.number}"
 
 

@@ -95,6 +95,10 @@ def test_two_files_for_one_split_are_refused(tmp_path, names):
 
 def test_folders_without_data_and_splits_in_other_formats_are_refused(tmp_path):
     assert problem_of(tmp_path).id == "data.no-files"
+    (tmp_path / "cat.png").write_bytes(b"x")
+    problem = problem_of(tmp_path)
+    assert "1 image files" in problem.message
+    assert problem.fix == "a task that reads such files: task=image_classification"
     (tmp_path / "train.zip").write_text("x")
     assert problem_of(tmp_path).id == "data.unknown-format"
 
