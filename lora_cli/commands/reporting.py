@@ -31,6 +31,9 @@ KINDS = {
     "prefix": "A tuned prefix and a head",
 }
 
+# More do not fit beside each other on a terminal.
+_MOST_COLUMNS = 6
+
 
 def show_comparison(
     display: Display,
@@ -40,7 +43,7 @@ def show_comparison(
     *,
     sizes: Mapping[str, int] | None = None,
 ) -> None:
-    """Show one row for each form of the model, one column for each metric.
+    """Show one row for each form of the model, one column for each metric, or, of many, a row.
 
     A form without metrics is one that there cannot be: a merged model of what cannot be merged.
     """
@@ -53,6 +56,9 @@ def show_comparison(
         size = f"{sizes[model] / 1e6:.1f} MB" if sizes and model in sizes else ""
         label = model if found else f"{model}: cannot be"
         table.append([label, *cells, *([size] if sizes else [])])
+    if len(names) > _MOST_COLUMNS:
+        columns, *table = (list(line) for line in zip(columns, *table, strict=True))
+        columns[0] = "metric"
     display.table(f"{split} ({rows:,} rows)", columns, table)
 
 

@@ -37,6 +37,8 @@ _WANTED = {
     "mask": ("masks", "images, not jpg, with the number of a class for each pixel of the picture"),
 }
 
+_FIXES = {"box": "correct the boxes, take their rows out, or cut them: task.unfit_boxes=cut"}
+
 
 class MediaError(Exception):
     """A file cannot be used; the text says why, as the end of a sentence."""
@@ -139,8 +141,8 @@ def media_name(row: Row, column: str) -> str:
     """Return what to call the file of a row: its path as written, or the place of the row."""
     value = row.values.get(column)
     path = value.get("path") if isinstance(value, Mapping) and "file" in value else value
-    if row.source.endswith(os.sep):
-        return row.where
+    if row.source.endswith(os.sep) and isinstance(path, str):
+        return row.source + path
     return f"{path} of {row.where}" if isinstance(path, str) and path else row.where
 
 
@@ -184,5 +186,5 @@ def _unreadable(kind: str, found: Sequence[tuple[str, str]]) -> Problem:
         message=f"All files of the rows must be there and be readable as {what}, but {count}.",
         where=list_names([f"{name} ({reason})" for name, reason in found]),
         allowed=allowed,
-        fix="replace these files, or take their rows out of the data",
+        fix=_FIXES.get(kind, "replace these files, or take their rows out of the data"),
     )

@@ -41,6 +41,21 @@ def test_the_models_stand_in_order_whatever_the_mapping() -> None:
     ]
 
 
+def test_many_metrics_stand_below_each_other() -> None:
+    display: Any = Tables()
+    names = [f"m{number}" for number in range(7)]
+    metrics = {
+        "base": dict.fromkeys(names, 0.5),
+        "adapter": dict.fromkeys(names, 0.75),
+        "merged": None,
+    }
+    show_comparison(display, "test", 9, metrics, sizes={"adapter": 2_000_000})
+    [(_, columns, rows)] = display.shown
+    assert columns == ["metric", "base", "adapter", "merged: cannot be"]
+    assert rows[0] == ["m0", "0.5000", "0.7500", ""]
+    assert rows[-1] == ["size on disk", "", "2.0 MB", ""]
+
+
 def test_scores_by_class() -> None:
     display: Any = Tables()
     line = {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 1500}
