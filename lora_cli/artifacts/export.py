@@ -2,6 +2,13 @@
 
 from lora_cli.artifacts.exporters.contract import Candidate, Exporter, check_packages
 from lora_cli.artifacts.exporters.folders import export_hf, export_peft, read_hf
+from lora_cli.artifacts.exporters.gguf import (
+    GGUF_PACKAGES,
+    export_gguf,
+    noise_of_gguf,
+    read_gguf,
+    why_no_gguf,
+)
 from lora_cli.artifacts.exporters.onnx import ONNX_PACKAGES, export_onnx, read_onnx
 from lora_cli.artifacts.exporters.onnx_int8 import export_onnx_int8, noise_of_int8
 from lora_cli.artifacts.exporters.torch_export import export_torch, read_torch
@@ -35,6 +42,16 @@ EXPORTERS = {
         name="model.pt2",
         is_file=True,
         refuse=why_not_traced,
+    ),
+    "gguf": Exporter(
+        write=export_gguf,
+        read=read_gguf,
+        name="model.gguf",
+        is_file=True,
+        packages=GGUF_PACKAGES,
+        extra="gguf",
+        refuse=why_no_gguf,
+        noise=noise_of_gguf,
     ),
 }
 

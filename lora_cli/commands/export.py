@@ -92,6 +92,7 @@ def _candidate(opened: Opened, config: ExportConfig) -> Candidate:
         model=opened.base.model,
         processor=opened.processor,
         adapter=opened.adapter,
+        gguf_type=config.gguf_type,
     )
 
 
@@ -132,6 +133,7 @@ def _inputs(
         max_length=getattr(opened.config.task, "max_length", None),
         output=output,
         example=None if probe is None else probe.example,
-        name=str(opened.record.base.get("name") or "model"),
+        gguf_type=config.gguf_type,
+        name=Path(str(opened.record.base.get("name") or "model")).name,
         adapter=opened.adapter,
     )

@@ -17,13 +17,16 @@ class ExportConfig:
     base: str | None = path_field()
     """Where the base model is now, if it has moved; its sha256 must be the recorded one."""
 
-    format_: Literal[
-        "peft", "hf", "onnx", "onnx-int8", "torch-export"
-    ] = "onnx"
+    format_: Literal["peft", "hf", "onnx", "onnx-int8", "torch-export", "gguf"] = "onnx"
     """What to write: peft is the adapter, all others the merged model."""
 
     output: str | None = path_field()
     """File or folder to write; null writes into the run directory."""
+
+    gguf_type: Literal["auto", "f32", "f16", "bf16", "q8_0"] = field(
+        default="auto", metadata={"only": {"format": ("gguf",)}}
+    )
+    """Number format of the weights in a GGUF file; auto keeps the model's."""
 
     check_rows: int = field(default=64, metadata={"min": 0})
     """Real rows on which exported and adapter outputs are compared; 0 skips the comparison."""

@@ -48,9 +48,7 @@ def noise(model: Any, generator: torch.Generator) -> Iterator[None]:
 def probe() -> Probe:
     batch = {"x": torch.tensor([[1.0, 0.0], [0.02, 0.0]]), "y": torch.tensor([0, 0])}
     task: Any = Task()
-    return Probe(
-        task=task, batches=[batch], outputs=[{"logits": batch["x"]}], split="test", rows=2
-    )
+    return Probe(task=task, batches=[batch], outputs=[{"logits": batch["x"]}], split="test", rows=2)
 
 
 def test_what_noise_explains_passes_and_both_metrics_are_told() -> None:

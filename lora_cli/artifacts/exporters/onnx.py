@@ -134,9 +134,7 @@ class OnnxModel:
     """
 
     def __init__(self, path: Path) -> None:
-        check_packages(
-            ("onnxruntime",), extra="export", needed_by="An ONNX model", key="exported"
-        )
+        check_packages(("onnxruntime",), extra="export", needed_by="An ONNX model", key="exported")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

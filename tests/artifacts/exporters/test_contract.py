@@ -23,8 +23,8 @@ def test_packages_that_are_missing_are_named() -> None:
 
 def test_quiet_is_quiet_and_ends(capfd: pytest.CaptureFixture[str]) -> None:
     with quiet():
-        print("a")
-        print("b", file=sys.stderr)
+        sys.stdout.write("a")
+        sys.stderr.write("b")
         warnings.warn("c", stacklevel=1)
         logging.getLogger("d").error("d")
     assert capfd.readouterr() == ("", "")
