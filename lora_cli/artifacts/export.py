@@ -9,6 +9,12 @@ from lora_cli.artifacts.exporters.gguf import (
     read_gguf,
     why_no_gguf,
 )
+from lora_cli.artifacts.exporters.gguf_lora import (
+    export_gguf_lora,
+    read_gguf_lora,
+    why_no_gguf_lora,
+)
+from lora_cli.artifacts.exporters.ollama import export_ollama, read_ollama
 from lora_cli.artifacts.exporters.onnx import ONNX_PACKAGES, export_onnx, read_onnx
 from lora_cli.artifacts.exporters.onnx_int8 import export_onnx_int8, noise_of_int8
 from lora_cli.artifacts.exporters.torch_export import export_torch, read_torch
@@ -48,6 +54,24 @@ EXPORTERS = {
         read=read_gguf,
         name="model.gguf",
         is_file=True,
+        packages=GGUF_PACKAGES,
+        extra="gguf",
+        refuse=why_no_gguf,
+        noise=noise_of_gguf,
+    ),
+    "gguf-lora": Exporter(
+        write=export_gguf_lora,
+        read=read_gguf_lora,
+        name="adapter.gguf",
+        is_file=True,
+        packages=GGUF_PACKAGES,
+        extra="gguf",
+        refuse=why_no_gguf_lora,
+    ),
+    "ollama": Exporter(
+        write=export_ollama,
+        read=read_ollama,
+        name="ollama",
         packages=GGUF_PACKAGES,
         extra="gguf",
         refuse=why_no_gguf,

@@ -17,14 +17,14 @@ class ExportConfig:
     base: str | None = path_field()
     """Where the base model is now, if it has moved; its sha256 must be the recorded one."""
 
-    format_: Literal["peft", "hf", "onnx", "onnx-int8", "torch-export", "gguf"] = "onnx"
-    """What to write: peft is the adapter, all others the merged model."""
+    format_: Literal["peft", "hf", "onnx", "onnx-int8", "torch-export", "gguf", "gguf-lora", "ollama"] = "onnx"
+    """What to write: peft and gguf-lora are the adapter, all others the merged model."""
 
     output: str | None = path_field()
     """File or folder to write; null writes into the run directory."""
 
     gguf_type: Literal["auto", "f32", "f16", "bf16", "q8_0"] = field(
-        default="auto", metadata={"only": {"format": ("gguf",)}}
+        default="auto", metadata={"only": {"format": ("gguf", "ollama")}}
     )
     """Number format of the weights in a GGUF file; auto keeps the model's."""
 
