@@ -1,4 +1,4 @@
-"""Formats that other programs read. To add one: a module in `exporters`, and its row in EXPORTERS."""
+"""Formats that other programs read. To add one: a module in `exporters`, and a row here."""
 
 from lora_cli.artifacts.exporters.contract import Candidate, Exporter, check_packages
 from lora_cli.artifacts.exporters.folders import export_hf, export_peft, read_hf

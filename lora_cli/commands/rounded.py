@@ -1,4 +1,4 @@
-"""Comparing an export whose numbers are coarser than the adapter's: how far, and is that rounding."""
+"""Comparing an export whose numbers are coarser: how far it is, and whether that is rounding."""
 
 import math
 from collections.abc import Mapping, Sequence

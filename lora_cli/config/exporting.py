@@ -17,7 +17,9 @@ class ExportConfig:
     base: str | None = path_field()
     """Where the base model is now, if it has moved; its sha256 must be the recorded one."""
 
-    format_: Literal["peft", "hf", "onnx", "onnx-int8", "torch-export", "gguf", "gguf-lora", "ollama"] = "onnx"
+    format_: Literal[
+        "peft", "hf", "onnx", "onnx-int8", "torch-export", "gguf", "gguf-lora", "ollama"
+    ] = "onnx"
     """What to write: peft and gguf-lora are the adapter, all others the merged model."""
 
     output: str | None = path_field()

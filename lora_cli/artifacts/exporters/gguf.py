@@ -35,11 +35,11 @@ def why_no_gguf(candidate: Candidate) -> Refusal | None:
     """Say why a model cannot be written, or None where it can."""
     config = getattr(candidate.model, "config", None)
     if candidate.auto_class != "AutoModelForCausalLM":
-        reason = (
-            f"lora-cli writes GGUF of decoders that write texts, and task={candidate.family} has "
-            "a head that llama.cpp does not know."
+        return Refusal(
+            reason="lora-cli writes GGUF of decoders that write texts, and "
+            f"task={candidate.family} has a head that llama.cpp does not know.",
+            fix="format=onnx, or format=hf",
         )
-        return Refusal(reason=reason, fix="format=onnx, or format=hf")
     reason = why_no_llama(config) or why_no_vocabulary(candidate.processor)
     if reason is None and candidate.gguf_type == "q8_0":
         reason = _why_no_blocks(candidate.model)

@@ -137,7 +137,7 @@ def _cut(tokenizer: Any) -> Pieces:
     alone = around("user")
     pair = around("user", "assistant")
     triple = around("user", "assistant", "user")
-    # What ends one role and what begins the next stand together; the end of a text tells them apart.
+    # What ends one role and begins the next stand together; the end of a text tells them apart.
     user_after, assistant_after = alone[1], pair[2]
     assistant_before = pair[1].removeprefix(user_after)
     user_before = triple[2].removeprefix(assistant_after)

@@ -82,7 +82,7 @@ def write_graph(inputs: ExportInputs, path: Path) -> bool:
         raise RuntimeError("torch.onnx.export returned no program")
     _describe(program.model, labels=inputs.labels, max_length=inputs.max_length)
     weight_bytes = sum(p.numel() * p.element_size() for p in model.state_dict().values())
-    is_large = weight_bytes > _SINGLE_FILE_BYTES
+    is_large: bool = weight_bytes > _SINGLE_FILE_BYTES
     with quiet():
         program.save(path, external_data=is_large)
     return is_large

@@ -68,7 +68,9 @@ def test_transformers_computes_the_same(inputs: Any, settings: dict[str, Any]) -
     expected = logits(given.model)
     assert expected.abs().max() > 1
     torch.testing.assert_close(logits(loaded.eval()), expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(logits(read_gguf(given.output, READING)), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        logits(read_gguf(given.output, READING)), expected, atol=1e-4, rtol=0
+    )
     assert loaded.config.tie_word_embeddings == settings.get("tie_word_embeddings", False)
     assert loaded.config.vocab_size == given.model.config.vocab_size
     assert loaded.config.max_position_embeddings == 128

@@ -25,7 +25,13 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "down_proj", "lm_head"]
 def trained(folder: Path, **settings: Any) -> Any:
     """Write an adapter by peft that says something, and return the model with it."""
     config = peft.LoraConfig(
-        **{"r": 4, "lora_alpha": 12, "target_modules": TARGETS, "task_type": "CAUSAL_LM", **settings}
+        **{
+            "r": 4,
+            "lora_alpha": 12,
+            "target_modules": TARGETS,
+            "task_type": "CAUSAL_LM",
+            **settings,
+        }
     )
     model: Any = peft.get_peft_model(random_llama(100), config)
     torch.manual_seed(3)
@@ -112,7 +118,10 @@ def test_llama_cpps_product_is_the_merge_of_peft(tmp_path: Path, settings: dict[
     ("settings", "reason"),
     [
         ({"use_dora": True}, "of the variant dora"),
-        ({"modules_to_save": ["embed_tokens"], "target_modules": ["q_proj"]}, "was trained as well"),
+        (
+            {"modules_to_save": ["embed_tokens"], "target_modules": ["q_proj"]},
+            "was trained as well",
+        ),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "updates of the linear layers"),
         ({"lora_bias": True}, "updates of the linear layers"),
     ],

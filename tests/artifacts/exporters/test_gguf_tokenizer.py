@@ -30,9 +30,7 @@ def rebuilt(found: Vocabulary) -> Tokenizer:
     numbers = {token: number for number, token in enumerate(found.tokens)}
     pairs = [tuple(merge.split(" ")) for merge in found.merges]
     made = Tokenizer(models.BPE(numbers, pairs, ignore_merges=found.cut == "llama-bpe"))
-    cuts = [
-        pre_tokenizers.Split(Regex(one), behavior="isolated") for one in EXPRESSIONS[found.cut]
-    ]
+    cuts = [pre_tokenizers.Split(Regex(one), behavior="isolated") for one in EXPRESSIONS[found.cut]]
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.pre_tokenizer = pre_tokenizers.Sequence([*cuts, whole])
     for kind, special in (("CONTROL", True), ("USER_DEFINED", False)):
@@ -91,9 +89,7 @@ def with_added(**settings: bool) -> Any:
 def with_ends() -> Any:
     from tokenizers import processors
 
-    after = processors.TemplateProcessing(
-        single="<|user|> $A", special_tokens=[("<|user|>", 2)]
-    )
+    after = processors.TemplateProcessing(single="<|user|> $A", special_tokens=[("<|user|>", 2)])
     return changed(post_processor=after)
 
 

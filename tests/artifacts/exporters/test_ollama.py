@@ -41,9 +41,7 @@ def run_template(text: str, messages: list[tuple[str, str]]) -> str:
         text,
     ).groups()  # type: ignore[union-attr]
     cases = dict(
-        re.findall(
-            r'(?s)\{\{ (?:else )?if eq \.Role "(\w+)" \}\}(.*?)(?=\{\{ else if eq|\Z)', body
-        )
+        re.findall(r'(?s)\{\{ (?:else )?if eq \.Role "(\w+)" \}\}(.*?)(?=\{\{ else if eq|\Z)', body)
     )
     said = [cases[role].replace("{{ .Content }}", content) for role, content in messages]
     return ("" if system else opening or "") + "".join(said) + rest
