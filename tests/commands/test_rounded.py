@@ -57,22 +57,23 @@ def test_what_noise_explains_passes_and_both_metrics_are_told() -> None:
     assert rounded.bound == pytest.approx(4 * 0.01 + 1e-4)
     assert rounded.metrics == {"adapter": {"accuracy": 1.0}, "exported": {"accuracy": 0.5}}
     assert rounded.text == (
-        "2 rows: largest difference 3.00e-02, same decision in 50.00 %; rounding explains up to "
-        "4.01e-02; accuracy 1.0000 before, 0.5000 after"
+        "2 rows: largest difference 3.00e-02, same decision in 50.00 %, mean difference 1.50e-02; "
+        "rounding explains 4.01e-02 and 2.01e-02; accuracy 1.0000 before, 0.5000 after"
     )
     assert set(rounded.as_json()) == {
-        *("rows", "max_abs_difference", "agreement", "bound", "metrics")
+        *("rows", "max_abs_difference", "mean_abs_difference", "agreement"),
+        *("bound", "mean_bound", "metrics"),
     }
     assert torch.equal(model(torch.zeros(1, 2)), torch.zeros(1, 2))
 
 
-@pytest.mark.parametrize("off", [0.05, float("nan"), float("inf")])
+@pytest.mark.parametrize("off", [0.05, 0.025, float("nan"), float("inf")])
 def test_more_than_noise_explains_is_refused(off: float) -> None:
     with pytest.raises(RunFailedError) as caught:
         check_rounded(probe(), lambda x: x + off, Plain(), noise)
     (problem,) = caught.value.problems
     assert problem.id == "export.differs"
-    assert problem.allowed == "a difference of at most 0.04"
+    assert problem.allowed == "a difference of at most 0.04, and of 0.02 on average"
 
 
 def test_outputs_that_are_no_numbers_pass_no_bound() -> None:

@@ -3,14 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pytest
 import torch
-import transformers
 from onnx import numpy_helper
-from tiny_encoders import LABELS, batches_for, make_batch, make_model
+from tiny_encoders import LABELS, batches_for, make_batch
 
 from lora_cli.artifacts.exporters.contract import ExportInputs
 from lora_cli.artifacts.exporters.onnx import OnnxModel
@@ -18,32 +16,16 @@ from lora_cli.artifacts.exporters.onnx_int8 import export_onnx_int8, noise_of_in
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model_dir: Callable[..., Path]) -> Any:
-    return make_model("bert", len(tokenizer_of(tiny_model_dir)))
+def inputs(
+    make_inputs: Callable[[Path], ExportInputs], tmp_path_factory: pytest.TempPathFactory
+) -> ExportInputs:
+    given = make_inputs(tmp_path_factory.mktemp("int8"))
+    export_onnx_int8(given)
+    return given
 
 
-def tokenizer_of(tiny_model_dir: Callable[..., Path]) -> Any:
-    return transformers.AutoTokenizer.from_pretrained(tiny_model_dir())
-
-
-@pytest.fixture(scope="module")
-def path(
-    model: Any, tiny_model_dir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    folder = tmp_path_factory.mktemp("int8")
-    inputs = ExportInputs(
-        adapter_folder=folder,
-        model=model,
-        processor=tokenizer_of(tiny_model_dir),
-        labels=LABELS,
-        max_length=48,
-        output=folder / "model.onnx",
-    )
-    export_onnx_int8(inputs)
-    return inputs.output
-
-
-def test_weights_are_bytes_and_what_they_stand_for_is_near(model: Any, path: Path) -> None:
+def test_weights_are_bytes_and_what_they_stand_for_is_near(inputs: ExportInputs) -> None:
+    path = inputs.output
     assert [entry.name for entry in path.parent.iterdir()] == ["model.onnx"]
     document = onnx.load(path)
     onnx.checker.check_model(document)
@@ -51,7 +33,7 @@ def test_weights_are_bytes_and_what_they_stand_for_is_near(model: Any, path: Pat
     assert "MatMulInteger" in kinds
     assert "Gemm" not in kinds
     stored = {x.name: numpy_helper.to_array(x) for x in document.graph.initializer}
-    whole = {name: p.detach() for name, p in model.named_parameters()}
+    whole = {name: p.detach() for name, p in inputs.model.named_parameters()}
     for name in ("bert.encoder.layer.0.intermediate.dense.weight", "classifier.weight"):
         weight = whole[name].T
         # The tracer numbers transposed weights, so they are found by shape and values.
@@ -67,10 +49,10 @@ def test_weights_are_bytes_and_what_they_stand_for_is_near(model: Any, path: Pat
         ]
         assert len(near) == 1
     floats = sum(x.nbytes for x in stored.values() if x.dtype == "float32")
-    assert floats < 0.2 * sum(4 * p.numel() for p in model.parameters())
+    assert floats < 0.2 * sum(4 * p.numel() for p in inputs.model.parameters())
     metadata = {entry.key: entry.value for entry in document.metadata_props}
     assert json.loads(metadata["labels"]) == list(LABELS)
-    assert OnnxModel(path).max_length == 48
+    assert OnnxModel(inputs.output).max_length == 48
     assert b".py" not in path.read_bytes()
 
 
@@ -78,25 +60,25 @@ def scale_of(stored: dict[str, object], key: str) -> torch.Tensor:
     return torch.as_tensor(stored[key.replace("_quantized", "_scale")])
 
 
-def test_it_says_nearly_what_the_model_says_at_any_size(model: Any, path: Path) -> None:
-    exported = OnnxModel(path)
+def test_it_says_nearly_what_the_model_says_at_any_size(inputs: ExportInputs) -> None:
+    exported = OnnxModel(inputs.output)
     farthest = 0.0
-    for batch in batches_for(model):
+    for batch in batches_for(inputs.model):
         with torch.no_grad():
-            expected = model(**batch).logits
+            expected = inputs.model(**batch).logits
         actual = exported(**batch).logits
         assert actual.shape == expected.shape
         farthest = max(farthest, float((actual - expected).abs().max()))
     assert 1e-5 < farthest < 0.2
 
 
-def test_noise_is_as_large_as_what_rounding_does(model: Any, path: Path) -> None:
-    exported, noise = OnnxModel(path), noise_of_int8()
-    batch = make_batch(model, 16, 20)
+def test_noise_is_as_large_as_what_rounding_does(inputs: ExportInputs) -> None:
+    exported, noise = OnnxModel(inputs.output), noise_of_int8()
+    batch = make_batch(inputs.model, 16, 20)
     with torch.no_grad():
-        expected = model(**batch).logits
+        expected = inputs.model(**batch).logits
         found = (exported(**batch).logits - expected).abs().max()
-        with noise(model, torch.Generator().manual_seed(0)):
-            moved = (model(**batch).logits - expected).abs().max()
-        assert torch.equal(model(**batch).logits, expected)
+        with noise(inputs.model, torch.Generator().manual_seed(0)):
+            moved = (inputs.model(**batch).logits - expected).abs().max()
+        assert torch.equal(inputs.model(**batch).logits, expected)
     assert 0.2 * moved < found < 4 * moved

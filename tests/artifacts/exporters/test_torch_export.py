@@ -1,9 +1,11 @@
 """Programs of torch.export, loaded by torch alone."""
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,24 +32,25 @@ print(json.dumps(facts))
 """
 
 
-@pytest.fixture
-def path(inputs: ExportInputs) -> Path:
-    inputs.output.parent.mkdir(exist_ok=True)
-    example = make_batch(inputs.model, 1, 9)
-    export_torch(replace(inputs, output=inputs.output.with_suffix(".pt2"), example=example))
-    return inputs.output.with_suffix(".pt2")
+@pytest.fixture(scope="module")
+def made(
+    make_inputs: Callable[[Path], ExportInputs], tmp_path_factory: pytest.TempPathFactory
+) -> ExportInputs:
+    given = make_inputs(tmp_path_factory.mktemp("pt2"))
+    example = make_batch(given.model, 1, 9)
+    given = replace(given, output=given.output.with_suffix(".pt2"), example=example)
+    export_torch(given)
+    return given
 
 
-def test_torch_alone_computes_the_same_at_any_size(
-    inputs: ExportInputs, path: Path, tmp_path: Path
-) -> None:
-    batches = batches_for(inputs.model)
+def test_torch_alone_computes_the_same_at_any_size(made: ExportInputs, tmp_path: Path) -> None:
+    batches = batches_for(made.model)
     with torch.no_grad():
-        batches = [{**batch, "logits": inputs.model(**batch).logits} for batch in batches]
+        batches = [{**batch, "logits": made.model(**batch).logits} for batch in batches]
     assert max(float(batch["logits"].abs().max()) for batch in batches) > 0.1
     torch.save(batches, tmp_path / "batches.pt")
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, path, tmp_path / "batches.pt"],
+        [sys.executable, "-c", SCRIPT, made.output, tmp_path / "batches.pt"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -59,16 +62,18 @@ def test_torch_alone_computes_the_same_at_any_size(
     }
 
 
-def test_no_row_and_no_path_is_in_the_file(inputs: ExportInputs, path: Path) -> None:
-    assert torch.export.load(str(path)).example_inputs is None
-    content = path.read_bytes()
+def test_no_row_and_no_path_is_in_the_file(made: ExportInputs) -> None:
+    assert torch.export.load(str(made.output)).example_inputs is None
+    content = made.output.read_bytes()
     assert b".py" not in content, "source paths of this machine are left in the file"
     assert str(Path.cwd()).encode() not in content
-    ids = make_batch(inputs.model, 1, 9)["input_ids"].numpy().tobytes()
+    ids = make_batch(made.model, 1, 9)["input_ids"].numpy().tobytes()
     assert ids not in content
 
 
-def test_a_changed_file_is_refused(path: Path) -> None:
+def test_a_changed_file_is_refused(made: ExportInputs, tmp_path: Path) -> None:
+    path = tmp_path / "changed.pt2"
+    shutil.copyfile(made.output, path)
     batch = {name: torch.ones(1, 4, dtype=torch.long) for name in ("input_ids", "attention_mask")}
     batch["token_type_ids"] = torch.zeros(1, 4, dtype=torch.long)
     assert read_torch(path, READING)(**batch).logits.shape == (1, 3)
@@ -83,7 +88,6 @@ def test_a_model_that_torch_cannot_express(inputs: ExportInputs) -> None:
         def forward(self, input_ids: torch.Tensor) -> Any:
             return input_ids if input_ids.sum().item() > 3 else -input_ids
 
-    inputs.output.parent.mkdir(exist_ok=True)
     with pytest.raises(UserError) as caught:
         export_torch(replace(inputs, model=Branching()))
     (problem,) = caught.value.problems
