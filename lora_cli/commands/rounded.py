@@ -103,8 +103,8 @@ def check_rounded(
                 id="export.differs",
                 message="The exported model must be as near to the adapter as its number format "
                 f"allows, but is not on {result.text}.",
-                allowed=f"a difference of at most {result.bound:.2g}, and of {result.mean_bound:.2g} "
-                "on average",
+                allowed=f"a difference of at most {result.bound:.2g}, and of "
+                f"{result.mean_bound:.2g} on average",
                 fix="nothing was written; report this with the model that you use",
             )
         )
