@@ -139,7 +139,7 @@ def check_output(
 
 
 def _is_model(folder: Path) -> bool:
-    marks = ("config.json", "adapter_config.json", TUNED_FILE)
+    marks = ("config.json", "adapter_config.json", TUNED_FILE, "Modelfile")
     return any((folder / name).is_file() for name in marks)
 
 

@@ -48,6 +48,12 @@ WRITTEN = (
     "wandb",
     "mlruns",
     "trackio",
+    "model-int8.onnx",
+    "model-int8.onnx.data",
+    "model.pt2",
+    "model.gguf",
+    "adapter.gguf",
+    "ollama",
 )
 # Written in this order at the start; only the last of them makes the folder a run directory.
 _FIRST = ("logs", "base", "recipe.yaml", "config.yaml")

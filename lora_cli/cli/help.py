@@ -44,6 +44,7 @@ EXAMPLES = {
     "export": (
         "lora-cli export runs/NAME format=onnx output=model.onnx",
         "lora-cli export runs/NAME format=peft output=adapter/",
+        "lora-cli export runs/NAME format=gguf gguf_type=q8_0 output=model.gguf",
     ),
     "extract": ("lora-cli extract base=DIR tuned=DIR lora.r=16 output=adapter/",),
     "targets": (

@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_cli.artifacts.adapter import Subject, find_subject
 from lora_cli.artifacts.commit import replace_file
-from lora_cli.artifacts.export import OnnxModel
+from lora_cli.artifacts.exporters.onnx import OnnxModel
 from lora_cli.artifacts.merged import check_output, folder_bytes
 from lora_cli.artifacts.room import make_room
 from lora_cli.commands.arranging import leave_out

@@ -6,7 +6,8 @@ from typing import Any
 from torch import nn
 
 from lora_cli.artifacts.commit import put_in_place, staged_beside
-from lora_cli.artifacts.export import EXPORTERS, ExportInputs, check_format
+from lora_cli.artifacts.export import EXPORTERS, check_candidate, check_format
+from lora_cli.artifacts.exporters.contract import Candidate, Exporter, ExportInputs, Reading
 from lora_cli.artifacts.merged import check_output, folder_bytes
 from lora_cli.artifacts.room import make_room
 from lora_cli.artifacts.tuned import Tuned
@@ -15,19 +16,12 @@ from lora_cli.commands.locating import default_output
 from lora_cli.commands.merging import Probe, check_same, merge_with_probe
 from lora_cli.commands.opening import Opened, open_adapter
 from lora_cli.commands.options import Options
-from lora_cli.config.commands import ExportConfig
+from lora_cli.commands.rounded import check_rounded
 from lora_cli.config.composed import Composed
+from lora_cli.config.exporting import ExportConfig
 from lora_cli.errors import Problem, UserError
 from lora_cli.lora.strategies import why_unmergeable
 from lora_cli.training.runtime import default_device
-
-_DETECTING = "AutoModelForObjectDetection"
-_WRITING = (
-    "AutoModelForCausalLM",
-    "AutoModelForSeq2SeqLM",
-    "AutoModelForSpeechSeq2Seq",
-    "AutoModelForImageTextToText",
-)
 
 
 def run(composed: Composed, options: Options, display: Display) -> int:
@@ -44,7 +38,7 @@ def run(composed: Composed, options: Options, display: Display) -> int:
         is_file=exporter.is_file,
         inputs=opened.inputs,
     )
-    _check_head(opened, config.format_)
+    check_candidate(config.format_, _candidate(opened, config))
     if exporter.read is None:
         _check_peft(opened)
         model, probe = opened.base.model, None
@@ -54,14 +48,9 @@ def run(composed: Composed, options: Options, display: Display) -> int:
     make_room(output)
     with staged_beside(output) as staged:
         path = staged / output.name
-        exporter.write(_inputs(opened, model, probe, path))
-        if exporter.read is not None and probe is not None:
-            written = exporter.read(path, opened.family.auto_class)
-            if isinstance(written, nn.Module):
-                written.to(default_device())
-            found = check_same(probe, written, model.dtype, what="exported")
-            display.note(f"exported against adapter on {probe.split}: {found.text}")
-            result |= found.as_json()
+        inputs = _inputs(opened, config, model, probe, path)
+        exporter.write(inputs)
+        result |= _compared(opened, exporter, inputs, probe, display)
         # The weights of a very large graph are a second file, which must be there before it.
         for extra in staged.iterdir():
             if extra != path:
@@ -96,39 +85,46 @@ def _check_peft(opened: Opened) -> None:
         )
 
 
-def _check_head(opened: Opened, format_: str) -> None:
-    """Refuse ONNX for models that write, which run many times for one text, or find boxes.
-
-    Raises:
-        UserError: If it is such a model.
-    """
-    if format_ == "onnx" and opened.family.auto_class in _WRITING:
-        raise UserError(
-            Problem(
-                id="export.no-onnx",
-                message="`format` must suit the task, but a model of "
-                f"task={opened.config.task.family} writes token by token, with a cache that an "
-                "ONNX file of lora-cli has not.",
-                key="format",
-                allowed=", ".join(name for name in EXPORTERS if name != "onnx"),
-                fix="format=hf, which programs that serve language models read",
-            )
-        )
-    if format_ == "onnx" and opened.family.auto_class == _DETECTING:
-        raise UserError(
-            Problem(
-                id="export.no-onnx",
-                message="`format` must suit the task, but a model of "
-                f"task={opened.config.task.family} reads images in many sizes, and an ONNX file "
-                "of lora-cli has one size of images.",
-                key="format",
-                allowed=", ".join(name for name in EXPORTERS if name != "onnx"),
-                fix="format=hf writes the merged model in its own format",
-            )
-        )
+def _candidate(opened: Opened, config: ExportConfig) -> Candidate:
+    return Candidate(
+        family=opened.config.task.family,
+        auto_class=opened.family.auto_class,
+        model=opened.base.model,
+        processor=opened.processor,
+        adapter=opened.adapter,
+        gguf_type=config.gguf_type,
+    )
 
 
-def _inputs(opened: Opened, model: Any, probe: Probe | None, output: Path) -> ExportInputs:
+def _compared(
+    opened: Opened,
+    exporter: Exporter,
+    inputs: ExportInputs,
+    probe: Probe | None,
+    display: Display,
+) -> dict[str, Any]:
+    """Load what was written in its runtime, compare it with the adapter, and tell the result."""
+    if exporter.read is None or probe is None:
+        return {}
+    model: Any = inputs.model
+    written = exporter.read(
+        inputs.output, Reading(auto_class=opened.family.auto_class, load_base=opened.load_again)
+    )
+    if isinstance(written, nn.Module):
+        written.to(default_device())
+    noise = exporter.noise(inputs)
+    if noise is None:
+        same = check_same(probe, written, model.dtype, what="exported")
+        display.note(f"exported against adapter on {probe.split}: {same.text}")
+        return same.as_json()
+    rounded = check_rounded(probe, written, model, noise)
+    display.note(f"exported against adapter on {probe.split}: {rounded.text}")
+    return rounded.as_json()
+
+
+def _inputs(
+    opened: Opened, config: ExportConfig, model: Any, probe: Probe | None, output: Path
+) -> ExportInputs:
     return ExportInputs(
         adapter_folder=opened.subject.adapter,
         model=model.cpu(),
@@ -137,4 +133,7 @@ def _inputs(opened: Opened, model: Any, probe: Probe | None, output: Path) -> Ex
         max_length=getattr(opened.config.task, "max_length", None),
         output=output,
         example=None if probe is None else probe.example,
+        gguf_type=config.gguf_type,
+        name=Path(str(opened.record.base.get("name") or "model")).name,
+        adapter=opened.adapter,
     )

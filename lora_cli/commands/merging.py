@@ -217,8 +217,21 @@ def compare(
 
     The second is below every difference where the adapter's outputs are no numbers.
     """
+    comparison = compare_outputs(probe, outputs_of(probe, model))
+    size = max(1, comparison.max_abs_value)
+    tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.float32]) * size
+    return comparison, tolerance if math.isfinite(tolerance) else -1.0
+
+
+def outputs_of(probe: Probe, model: Callable[..., Any]) -> list[Mapping[str, torch.Tensor]]:
+    """Return what another form of the adapter says about the rows of the probe."""
+    return _run(probe.task, model, probe.batches)
+
+
+def compare_outputs(probe: Probe, outputs: Sequence[Mapping[str, torch.Tensor]]) -> Comparison:
+    """Return how far outputs on the rows of the probe are from the adapter's."""
     largest, size, same, vectors = 0.0, 0.0, 0, 0
-    for expected, found in zip(probe.outputs, _run(probe.task, model, probe.batches), strict=True):
+    for expected, found in zip(probe.outputs, outputs, strict=True):
         for name, value in expected.items():
             difference = (value.float() - found[name].float().to(value.device)).abs().max()
             # `max` would pass over a NaN.
@@ -226,9 +239,7 @@ def compare(
             size = max(size, float(value.abs().max()))
             agree = value.argmax(-1).cpu() == found[name].argmax(-1).cpu()
             same, vectors = same + int(agree.sum()), vectors + agree.numel()
-    tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.float32]) * max(1, size)
-    comparison = Comparison(probe.rows, largest, size, same / vectors)
-    return comparison, tolerance if math.isfinite(tolerance) else -1.0
+    return Comparison(probe.rows, largest, size, same / vectors)
 
 
 def _run(

@@ -85,6 +85,18 @@ class Opened:
         placed: nn.Module = model.to(default_device())
         return placed
 
+    def load_again(self) -> nn.Module:
+        """Load the base model once more, without the adapter."""
+        loaded = load_with_head(
+            as_folder(self.source),
+            self.family,
+            self.record.state,
+            dtype=self.config.model.dtype,
+            seed=self.config.seed,
+        )
+        model: nn.Module = loaded.model
+        return model
+
     def merge(self) -> None:
         """Make the adapter, which `attach` has put in, part of the base weights, in place."""
         if isinstance(self.adapter, PeftAdapter):

@@ -10,7 +10,6 @@ from lora_cli.config.chat import TalkConfig
 from lora_cli.config.commands import (
     COMMANDS,
     EvalConfig,
-    ExportConfig,
     PredictConfig,
     StatusConfig,
     TargetsConfig,
@@ -18,6 +17,7 @@ from lora_cli.config.commands import (
 )
 from lora_cli.config.distributed import check_distributed, check_sharding, check_shares
 from lora_cli.config.duration import parse_duration
+from lora_cli.config.exporting import ExportConfig
 from lora_cli.config.extraction import check_extract
 from lora_cli.config.groups import group_options, list_options, option_variant
 from lora_cli.config.media import check_zero_shot

@@ -6,6 +6,7 @@ from typing import Literal
 from lora_cli.config.adapters import LoraConfig
 from lora_cli.config.chat import TalkConfig
 from lora_cli.config.distributed import DistributedConfig
+from lora_cli.config.exporting import ExportConfig
 from lora_cli.config.extraction import ExtractConfig
 from lora_cli.config.generation import GenerationOverrides
 from lora_cli.config.media import ZeroShotConfig
@@ -188,28 +189,6 @@ class PredictConfig:
     generation: GenerationOverrides = field(default_factory=GenerationOverrides)
 
     zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExportConfig:
-    """Write the adapter or the merged model in a format that other programs read."""
-
-    from_: str | None = path_field()
-    """Run or adapter directory."""
-
-    base: str | None = path_field()
-    """Where the base model is now, if it has moved; its sha256 must be the recorded one."""
-
-    format_: Literal["peft", "hf", "onnx"] = "onnx"
-    """Format to write: peft (the adapter), hf (the merged model) or onnx (the merged model)."""
-
-    output: str | None = path_field()
-    """File or folder to write; null writes into the run directory."""
-
-    check_rows: int = field(default=64, metadata={"min": 0})
-    """Real rows on which exported and adapter outputs are compared; 0 skips the comparison."""
-
-    task: TaskDataConfig = field(default_factory=TaskDataConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,5 +1,7 @@
 """`lora-cli export`: each format is read back by the program that it is for."""
 
+import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,9 @@ import onnxruntime
 import pytest
 import torch
 import transformers
+
+from lora_cli.artifacts.export import EXPORTERS
+from lora_cli.artifacts.exporters.contract import ExportInputs
 
 TEXTS = ["a good film", "dull and boring and very long and silly"]
 
@@ -78,7 +83,7 @@ def test_hf_is_what_merge_writes(tiny_run: Any, run_cli: Any, tmp_path: Path) ->
         assert (tmp_path / "h" / name).read_bytes() == (tmp_path / "m" / name).read_bytes()
 
 
-@pytest.mark.parametrize("format_", ["hf", "onnx"])
+@pytest.mark.parametrize("format_", ["hf", "torch-export"])
 def test_every_format_says_what_it_wrote_and_how_far_it_is(
     tiny_run: Any, run_cli: Any, tmp_path: Path, format_: str
 ) -> None:
@@ -113,3 +118,46 @@ def test_a_folder_is_replaced_as_a_whole(tiny_run: Any, run_cli: Any, tmp_path: 
     export(run_cli, tiny_run, "format=peft", f"output={folder}", "--overwrite")
     assert not (folder / "stale").exists()
     assert (folder / "adapter_config.json").is_file()
+
+
+def test_integers_are_told_with_bound_and_metrics(
+    tiny_run: Any, run_cli: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.onnx"
+    finished = run_cli(
+        "export", "runs/a", "format=onnx-int8", f"output={path}", "--json", cwd=tiny_run.cwd
+    )
+    assert finished.code == 0, finished.err
+    (result,) = finished.lines
+    assert 1e-5 < result["max_abs_difference"] <= result["bound"] < 1
+    assert set(result["metrics"]) == {"adapter", "exported"}
+    before, after = (result["metrics"][name]["accuracy"] for name in ("adapter", "exported"))
+    assert f"accuracy {before:.4f} before, {after:.4f} after" in finished.err
+    assert "rounding explains" in finished.err
+    evaluated = run_cli(
+        "eval", "runs/a", f"exported={path}", "split=validation", "--json", cwd=tiny_run.cwd
+    )
+    assert evaluated.code == 0, evaluated.err
+    (found,) = evaluated.lines
+    # Other batches have other ranges, so a row between two labels may change its place.
+    assert abs(found["exported"]["accuracy"] - after) < 0.1
+    assert found["adapter"]["accuracy"] == before
+
+
+def test_what_rounding_does_not_explain_is_not_written(
+    tiny_run: Any, run_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = EXPORTERS["onnx-int8"]
+
+    def write(inputs: ExportInputs) -> None:
+        model: Any = copy.deepcopy(inputs.model)
+        with torch.no_grad():
+            model.bert.encoder.layer[1].output.dense.weight.mul_(0.7)
+        row.write(dataclasses.replace(inputs, model=model))
+
+    monkeypatch.setitem(EXPORTERS, "onnx-int8", dataclasses.replace(row, write=write))
+    path = tmp_path / "m.onnx"
+    finished = run_cli("export", "runs/a", "format=onnx-int8", f"output={path}", cwd=tiny_run.cwd)
+    assert (finished.code, "error[export.differs]" in finished.err) == (1, True)
+    assert "as its number format allows" in finished.err
+    assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from lora_cli.artifacts.export import OnnxModel
+from lora_cli.artifacts.exporters.onnx import OnnxModel
 from lora_cli.config.tasks import MultipleChoiceConfig
 from lora_cli.data.types import Row
 from lora_cli.tasks.multiple_choice import MultipleChoice

@@ -109,4 +109,4 @@ def test_one_source_of_rows(problems_of: Any) -> None:
 
 def test_export_formats(problems_of: Any) -> None:
     (problem,) = problems_of("export", "runs/x", "format=ggml")
-    assert problem.allowed == "peft, hf, onnx"
+    assert problem.allowed == ("peft, hf, onnx, onnx-int8, torch-export, gguf, gguf-lora, ollama")

@@ -15,7 +15,7 @@ import transformers
 from sklearn.metrics import accuracy_score, f1_score
 from tiny_sounds import WHISPER, build, tone, wav, write_folder, write_model
 
-from lora_cli.artifacts.export import OnnxModel
+from lora_cli.artifacts.exporters.onnx import OnnxModel
 from lora_cli.models.sound_windows import cut_model
 
 # peft 0.21 asks for what transformers 5 has renamed.
