@@ -63,12 +63,14 @@ class BaseShapes:
         sizes: Inputs and outputs of its layers, by path; of an embedding its rows and columns.
         weights: Shapes of its parameters by name.
         tied: Paths of embeddings and output layers that share one weight; empty where none do.
+        prefix: What the paths within its body begin with, and a dot.
     """
 
     modules: frozenset[str]
     sizes: Mapping[str, tuple[int, int]]
     weights: Mapping[str, tuple[int, ...]]
     tied: frozenset[str]
+    prefix: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,9 +206,10 @@ def parse_key(text: str) -> Key:
     """
     path = text.removeprefix(PREFIX)
     if found := _FACTOR.fullmatch(path):
-        is_bias = path.endswith(".bias")
-        leaf = "stray" if is_bias and found["factor"] == "lora_A" else found["factor"]
-        return Key(text, found["module"], "lora_bias" if is_bias else leaf, found["name"] or "")
+        leaf = found["factor"]
+        if path.endswith(".bias"):
+            leaf = "lora_bias" if leaf == "lora_B" else "stray"
+        return Key(text, found["module"], leaf, found["name"] or "")
     if found := _PARAMETER.fullmatch(path):
         is_magnitude, name = found["factor"] == "lora_magnitude_vector", found["name"] or ""
         if name == "weight":

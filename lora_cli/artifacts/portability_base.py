@@ -41,6 +41,7 @@ def describe_base(model: Any) -> BaseShapes:
         sizes=sizes | {prefix + name: size for name, size in sizes.items()},
         weights={name: tuple(tensor.shape) for name, tensor in weights},
         tied=_tied(model),
+        prefix=prefix,
     )
 
 
@@ -55,11 +56,20 @@ def _tied(model: Any) -> frozenset[str]:
 
 
 def _no_layer(adapter: Inspected) -> Iterator[Found]:
+    yield from _lost_layers(adapter, prefixes=("",))
+
+
+def _no_layer_by_its_end(adapter: Inspected) -> Iterator[Found]:
+    """Paths within the body do as well: transformers puts the rest before them."""
+    yield from _lost_layers(adapter, prefixes=("", adapter.base.prefix if adapter.base else ""))
+
+
+def _lost_layers(adapter: Inspected, prefixes: tuple[str, ...]) -> Iterator[Found]:
     base = adapter.base
     if base is None:
         return
     layers = [name for name in adapter.pairs if not _is_renamed(name)]
-    lost = [name for name in layers if name not in base.modules]
+    lost = [n for n in layers if not any(prefix + n in base.modules for prefix in prefixes)]
     if lost:
         yield Found(
             f"{len(lost)} of {len(layers)} adapted layers are not in the base: {listed(lost)}",
@@ -139,7 +149,8 @@ def _saved_nothing(adapter: Inspected) -> Iterator[Found]:
 
 
 RULES = (
-    Rule("base.layers", EVERY, "error", _READ, _no_layer),
+    Rule("base.layers", (PEFT, VLLM), "error", _READ, _no_layer),
+    Rule("base.layers-by-end", (TRANSFORMERS, GGUF), "error", _READ, _no_layer_by_its_end),
     Rule("base.sizes", EVERY, "error", _READ, _shapes),
     Rule("base.resized", (PEFT, TRANSFORMERS), "error", TRIED, _vocabulary),
     Rule("base.tied", (PEFT, TRANSFORMERS, VLLM, GGUF), "warning", "peft#2018", _tied_layers),

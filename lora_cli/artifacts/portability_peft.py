@@ -20,6 +20,8 @@ _PROMPTS = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNI
 CHANGE_BASE = ("pissa", "olora", "corda", "loftq")
 # A change of the layout, huggingface/peft#3165.
 _EXPERTS_SINCE = (0, 19)
+# Copies of what PEFT wraps, of which it reads none.
+_WRAPPER = re.compile(r"\.(modules_to_save|original_module)\.")
 # What PEFT takes out itself, with a warning.
 _OTHER_FIELDS = {"runtime_config"}
 
@@ -95,7 +97,7 @@ def _is_in_layers(adapter: Inspected, name: str) -> bool:
 
 
 def _ranks(adapter: Inspected) -> Iterator[Found]:
-    if adapter.kind != "LORA" or fused(adapter):
+    if adapter.config_fault or adapter.kind != "LORA" or fused(adapter):
         return
     wrong = []
     for name, (A, _, _) in adapter.pairs.items():
@@ -110,12 +112,12 @@ def _ranks(adapter: Inspected) -> Iterator[Found]:
 
 
 def _absent(adapter: Inspected) -> Iterator[Found]:
-    modules = {key.module.rpartition(".")[0] for key in adapter.whole}
+    paths = [key.module for key in adapter.whole if not _WRAPPER.search(key.module)]
     saved = adapter.saved
     heads = TASK_HEADS.get(str(adapter.config.get("task_type")), ())
 
     def is_there(name: str) -> bool:
-        return any(name in module for module in modules)
+        return any(f"{name}." in path for path in paths)
 
     # PEFT lists the usual names of a head together, of which a model has one.
     optional = heads if set(heads) <= set(saved) else ()

@@ -318,5 +318,5 @@ CHECKS: dict[str, tuple[_Check, ...]] = {
     "tasks": (),
     "models": (),
     "targets": (_check_model, _check_unused, _check_targets, *LORA_CHECKS),
-    "check": (check_for,),
+    "check": (_check_subject, check_for),
 }

@@ -25,14 +25,7 @@ class CheckConfig:
 
 
 def check_for(config: CheckConfig, _: Collection[str]) -> Iterator[Problem]:
-    """Yield a problem for what is missing."""
-    if not config.from_:
-        yield Problem(
-            id="config.missing",
-            message="`from` must name a run or adapter directory, but is null.",
-            key="from",
-            fix="lora-cli check runs/NAME",
-        )
+    """Yield a problem where no program is named."""
     if not config.for_:
         yield Problem(
             id="config.bad-value",
