@@ -245,6 +245,14 @@ def test_what_is_found(number: int, tmp_path: Path) -> None:
     assert ids(folder, base=base) == expected
 
 
+def test_warnings_are_what_another_setting_or_word_helps_against() -> None:
+    assert {rule.id for rule in RULES if rule.severity == "warning"} == {
+        *("file.pickle", "file.second", "value.zero", "base.local", "base.unnamed", "head.labels"),
+        *("config.unknown-field", "peft.start", "peft.attention", "base.tied", "base.saved"),
+        *("vllm.max-lora-rank", "vllm.experts", "vllm.embeddings"),
+    }
+
+
 def test_every_rule_has_a_case() -> None:
     covered = set().union(*(expected for _, _, expected in CASES))
     assert {rule.id for rule in RULES} == covered
