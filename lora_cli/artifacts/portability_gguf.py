@@ -72,7 +72,7 @@ def _whole(adapter: Inspected) -> Iterator[Found]:
         for key in adapter.keys
         if key.leaf in leaves and not any(part in key.text for part in _TAKEN)
     ]
-    if names:
+    if names and adapter.kind == "LORA":
         yield Found(f"the converter stops at tensors that are no factors: {listed(names)}", _MERGE)
 
 

@@ -15,7 +15,21 @@ from lora_cli.artifacts.portability import PEFT, TRANSFORMERS, TRIED, Found, Rul
 from lora_cli.artifacts.portability_common import fused
 
 _BOTH = (PEFT, TRANSFORMERS)
-_PROMPTS = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
+# Every peft_type of PEFT 0.21.
+_KINDS = {
+    *("ADALORA", "ADAMSS", "ADAPTION_PROMPT", "BEFT", "BOFT", "C3A", "CARTRIDGE", "CPT"),
+    *("DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LILY"),
+    *("LN_TUNING", "LOHA", "LOKR", "LORA", "MISS", "MULTITASK_PROMPT_TUNING", "OFT", "OSF"),
+    *("PEANUT", "POLY", "PREFIX_TUNING", "PROMPT_TUNING", "PSOFT", "PVERA", "P_TUNING"),
+    *("RANDLORA", "ROAD", "SHADOW", "SHIRA", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS"),
+    *("UNILORA", "VBLORA", "VERA", "WAVEFT", "XLORA"),
+}
+# Those that `inject_adapter_in_model` refuses: prompts, and what layers share state in.
+_NOT_INJECTED = {
+    *("ADAPTION_PROMPT", "CARTRIDGE", "CPT", "FROD", "MULTITASK_PROMPT_TUNING"),
+    *("PREFIX_TUNING", "PROMPT_TUNING", "PVERA", "P_TUNING", "SHADOW", "TINYLORA", "UNILORA"),
+    *("VBLORA", "VERA"),
+}
 # Starts that PEFT computes again from the base when it loads: they change the base's weights.
 CHANGE_BASE = ("pissa", "olora", "corda", "loftq")
 # A change of the layout, huggingface/peft#3165.
@@ -187,10 +201,18 @@ def _attention(adapter: Inspected) -> Iterator[Found]:
         )
 
 
-def _prompts(adapter: Inspected) -> Iterator[Found]:
-    if adapter.kind in _PROMPTS:
+def _unknown_kind(adapter: Inspected) -> Iterator[Found]:
+    if adapter.kind not in _KINDS:
         yield Found(
-            f"load_adapter does not take prompts ({adapter.kind})", "load it with peft.PeftModel"
+            f"PEFT 0.21 has no peft_type {adapter.kind!r:.80}",
+            "update PEFT, or take the program that wrote the adapter",
+        )
+
+
+def _not_injected(adapter: Inspected) -> Iterator[Found]:
+    if adapter.kind in _NOT_INJECTED:
+        yield Found(
+            f"load_adapter does not take {adapter.kind}", "load it with peft.PeftModel, or merge it"
         )
 
 
@@ -203,7 +225,8 @@ RULES = (
     Rule("head.absent", _BOTH, "error", TRIED, _absent),
     Rule("dora.magnitude", _BOTH, "error", TRIED, _no_magnitudes),
     Rule("transformers.dora", (TRANSFORMERS,), "error", TRIED, _lost_magnitudes),
-    Rule("transformers.prompt", (TRANSFORMERS,), "error", TRIED, _prompts),
+    Rule("transformers.kind", (TRANSFORMERS,), "error", TRIED, _not_injected),
+    Rule("config.unknown-type", _BOTH, "error", TRIED, _unknown_kind),
     Rule("peft.start", _BOTH, "warning", TRIED, _recomputed),
     Rule("peft.experts", _BOTH, "error", "huggingface/peft#3165", _old_experts),
     Rule("peft.attention", (PEFT,), "warning", "huggingface/peft#3774", _attention),

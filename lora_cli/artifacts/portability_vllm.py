@@ -66,6 +66,10 @@ def _rank_to_ask_for(adapter: Inspected) -> Iterator[Found]:
         )
 
 
+def _has_whole(adapter: Inspected) -> bool:
+    return adapter.kind == "LORA" and bool(adapter.saved or _refused(adapter))
+
+
 def _heads_alone(adapter: Inspected) -> bool:
     return all(name in _HEADS for name in adapter.saved) and all(
         key.module.rpartition(".")[0].rpartition(".")[2] in _HEADS for key in _refused(adapter)
@@ -77,15 +81,13 @@ def _refused(adapter: Inspected) -> list[Key]:
 
 
 def _whole(adapter: Inspected) -> Iterator[Found]:
-    names = whole_modules(adapter)
-    if (adapter.saved or _refused(adapter)) and not _heads_alone(adapter):
-        yield Found(
-            f"modules or tensors that were trained whole are refused: {listed(names)}", _MERGE
-        )
+    if _has_whole(adapter) and not _heads_alone(adapter):
+        names = listed(whole_modules(adapter))
+        yield Found(f"modules or tensors that were trained whole are refused: {names}", _MERGE)
 
 
 def _head(adapter: Inspected) -> Iterator[Found]:
-    if (adapter.saved or _refused(adapter)) and _heads_alone(adapter):
+    if _has_whole(adapter) and _heads_alone(adapter):
         yield Found(
             f"a head of its own is refused up to 0.26.0: {listed(whole_modules(adapter))}",
             "take a vLLM with vllm-project/vllm#53555, or merge the adapter",

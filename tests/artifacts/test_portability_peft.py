@@ -12,6 +12,8 @@ import peft
 import pytest
 import torch
 import transformers
+from peft.config import PromptLearningConfig
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors.torch import load_file, save_file
 from stranger_adapters import errors, factors, ids, look, write_adapter
 
@@ -64,9 +66,8 @@ class Made:
 
     def __init__(self, folder: Path, kind: str, **config: Any) -> None:
         torch.manual_seed(1)
-        model = peft.get_peft_model(
-            fresh(kind), peft.LoraConfig(**{"r": 4, "lora_alpha": 8, **config})
-        )
+        method = peft.PEFT_TYPE_TO_CONFIG_MAPPING[config.pop("method", "LORA")]
+        model = peft.get_peft_model(fresh(kind), method(**config))
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data += torch.randn_like(parameter) * 0.3
@@ -75,7 +76,7 @@ class Made:
         model.save_pretrained(folder)
 
 
-QV = {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+QV: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("lm", QV),
     "rslora": ("lm", {**QV, "use_rslora": True}),
@@ -90,6 +91,14 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "excluded": ("lm", {**QV, "exclude_modules": ["layers.0.self_attn.q_proj"]}),
     "head": ("bert", {"target_modules": ["query"], "task_type": "SEQ_CLS"}),
     "whole": ("lm", {**QV, "modules_to_save": ["lm_head"]}),
+    "every bias": ("bert", {"target_modules": ["query"], "bias": "all", "task_type": "SEQ_CLS"}),
+    "biases of layers": ("bert", {"target_modules": ["query"], "bias": "lora_only"}),
+    "all layers": ("lm", {"target_modules": "all-linear"}),
+    "by an expression": ("lm", {"target_modules": r".*\.1\..*q_proj"}),
+    "lists of layers": ("lm", {**QV, "layers_to_transform": [0], "layers_pattern": "layers"}),
+    "adalora": ("lm", {**QV, "method": "ADALORA", "total_step": 10}),
+    "vera": ("lm", {**QV, "method": "VERA", "r": 4}),
+    "loha": ("lm", {**QV, "method": "LOHA"}),
 }
 
 
@@ -100,7 +109,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
     @cache
     def make(name: str) -> Made:
         kind, config = ADAPTERS[name]
-        return Made(folder / name, kind, **config)
+        sizes = {} if "method" in config else {"r": 4, "lora_alpha": 8}
+        return Made(folder / name.replace(" ", "-"), kind, **{**sizes, **config})
 
     return make
 
@@ -152,6 +162,7 @@ HURT: dict[str, tuple[str, Callable[[Tensors], Tensors], dict[str, Any]]] = {
     "layers of another model": ("plain", renamed("layers.1", "layers.9"), {}),
     "module of another name": ("plain", renamed("self_attn", "attention"), {}),
     "no type": ("plain", same, {"peft_type": ...}),
+    "unknown type": ("plain", same, {"peft_type": "LORO"}),
     "unknown field": ("plain", same, {"strange": 1}),
     "wrong rank": ("plain", same, {"r": "four"}),
     "float64": ("plain", valued(torch.Tensor.double), {}),
@@ -277,13 +288,27 @@ def test_fields_that_are_known_are_those_of_peft(method: str, tmp_path: Path) ->
     assert "config.unknown-field" in ids(write_adapter(tmp_path / "b", peft_type=method, x=1))
 
 
+def test_kinds_are_those_of_peft(tmp_path: Path) -> None:
+    configs = peft.PEFT_TYPE_TO_CONFIG_MAPPING
+    assert len(configs) > 30
+    for kind, config in configs.items():
+        tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(kind)
+        refused = tuner is None or getattr(tuner, "uses_shared_state", False)
+        refused |= issubclass(config, PromptLearningConfig | peft.AdaptionPromptConfig)
+        refused |= config.__name__ == "ShadowConfig"
+        name = str(getattr(kind, "value", kind))
+        found = errors(write_adapter(tmp_path / name, peft_type=name), "peft", "transformers")
+        assert ("transformers.kind" in found) == refused, name
+        assert "config.unknown-type" not in found
+
+
 def test_prompts_are_not_for_load_adapter(tmp_path: Path) -> None:
     model = peft.get_peft_model(
         fresh("lm"), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     )
     model.peft_config["default"].base_model_name_or_path = "org/model"
     model.save_pretrained(tmp_path)
-    assert errors(tmp_path, "transformers") == {"transformers.prompt"}
+    assert errors(tmp_path, "transformers") == {"transformers.kind"}
     assert errors(tmp_path, "peft") == set()
     with pytest.raises(ValueError, match="prompt"):
         fresh("lm").load_adapter(str(tmp_path))

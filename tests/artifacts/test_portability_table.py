@@ -133,7 +133,7 @@ CASES: list[tuple[Case, BaseShapes | None, set[str]]] = [
     (
         ({"prompt_embeddings": torch.ones(2, 16)}, {"peft_type": "PROMPT_TUNING"}, None),
         None,
-        {"transformers.prompt", "llama.cpp.whole", "vllm.whole", *OTHER_KIND},
+        {"transformers.kind", *OTHER_KIND},
     ),
     (
         (None, {"init_lora_weights": "pissa_niter_16"}, None),
@@ -180,6 +180,7 @@ CASES: list[tuple[Case, BaseShapes | None, set[str]]] = [
     ),
     ((None, {"modules_to_save": ["nothere"]}, None), BASE, {"base.saved", "vllm.whole"}),
     ((None, {"peft_type": "LOHA"}, None), None, OTHER_KIND),
+    ((None, {"peft_type": "LORO"}, None), None, {"config.unknown-type", *OTHER_KIND}),
     ((None, {"target_modules": ...}, None), None, {"vllm.required"}),
     ((factors(r=600), {"r": 600}, None), None, {"vllm.rank"}),
     ((factors(r=17), {"r": 17}, None), None, {"vllm.max-lora-rank"}),
