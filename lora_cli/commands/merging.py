@@ -120,9 +120,12 @@ def outputs_before(
 
 
 def rows_to_compare(
-    opened: Opened, data: DataConfig, *, check_rows: int
+    opened: Opened, data: DataConfig, *, check_rows: int | None = None
 ) -> tuple[str, Task, list[Features]]:
-    """Return the split, the task and the first encoded rows that two models are compared on."""
+    """Return the split, the task and the encoded rows that two models are compared on.
+
+    These are the first of the split, or all of them where no number is given.
+    """
     splits, task = opened.load_splits(data)
     split = "validation" if "validation" in splits.rows else next(iter(splits.rows))
     rows = splits.rows[split][:check_rows]

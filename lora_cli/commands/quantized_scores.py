@@ -1,7 +1,7 @@
 """What merging changes for an adapter of a quantized base: it was trained on rounded weights.
 
 The update was fitted to weights in 8 or 4 bits, and is merged into those before that. Both models
-are run on the same rows.
+are run on the same rows: all of the split, since the first ones of a file may be of one label.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,14 +28,14 @@ def score_both(
     """Show the metrics of the adapter on its quantized base, and of the merged model.
 
     Args:
-        config: The settings; the rows are those on which outputs are compared.
+        config: The settings.
         opened: The adapter; its model is not used.
         merged: The merged model.
         display: Shown both.
 
     Returns:
-        "split", "quantized" and "merged" for the result; nothing for an adapter whose base was not
-        quantized, or for several adapters.
+        "scores" for the result, with "split", "rows", "quantized" and "merged"; nothing for an
+        adapter whose base was not quantized, or for several adapters.
     """
     kind = opened.config.model.quantization
     if kind == "none" or not config.from_:
@@ -43,7 +43,8 @@ def score_both(
     if find_spec("bitsandbytes") is None:
         display.note(f"not compared with the base in {kind}, since bitsandbytes is not installed")
         return {}
-    split, task, rows = rows_to_compare(opened, config.task.data, check_rows=config.check_rows)
+    split, task, rows = rows_to_compare(opened, config.task.data)
+    display.note(f"evaluating both models on {len(rows):,} rows of {split}")
     whole = _metrics(task, merged, rows)
     rounded = _metrics(task, _as_trained(config, kind), rows)
     names = list(dict.fromkeys((*rounded, *whole)))
@@ -56,7 +57,8 @@ def score_both(
             for form, found in forms.items()
         ],
     )
-    return {"split": split, "quantized": rounded, "merged": whole}
+    scores = {"split": split, "rows": len(rows), "quantized": rounded, "merged": whole}
+    return {"scores": scores}
 
 
 def _as_trained(config: MergeConfig, kind: str) -> Any:

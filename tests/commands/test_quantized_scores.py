@@ -41,7 +41,7 @@ def trained(
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
-def test_rows_are_those_of_the_check(
+def test_all_rows_that_are_named(
     dtype: str, trained: tuple[Path, Path], run_cli: Run, tmp_path: Path
 ) -> None:
     run, rows = trained
@@ -50,9 +50,11 @@ def test_rows_are_those_of_the_check(
     assert done.code == 0, done.err
     result = done.lines[0]
     assert result["rows"] == 3
-    assert set(result["quantized"]) == set(result["merged"]) >= {"accuracy", "loss"}
+    scores = result["scores"]
+    assert scores["rows"] == 40
+    assert set(scores["quantized"]) == set(scores["merged"]) >= {"accuracy", "loss"}
     assert "nf4 base and adapter" in done.err
-    assert "(3 rows)" in done.err
+    assert "(40 rows)" in done.err
 
 
 @pytest.mark.parametrize("way", ["layers", "none"])
@@ -63,7 +65,7 @@ def test_without_outputs_there_are_no_scores(
         "merge", trained[0], f"output={tmp_path / 'm'}", f"verify={way}", "--json", cwd=tmp_path
     )
     assert done.code == 0, done.err
-    assert "quantized" not in done.lines[0]
+    assert "scores" not in done.lines[0]
     assert "trained on weights in nf4; verify=logits shows the metrics" in done.err
 
 
@@ -79,10 +81,10 @@ def test_merging_needs_no_bitsandbytes(
     done = run_cli("merge", tmp_path / "run", "--json", cwd=tmp_path)
     assert done.code == 0, done.err
     assert "not compared with the base in nf4, since bitsandbytes is not installed" in done.err
-    assert "quantized" not in done.lines[0]
+    assert "scores" not in done.lines[0]
 
 
 def test_whole_base_has_one_score(tiny_run: Any, run_cli: Run, tmp_path: Path) -> None:
     done = run_cli("merge", tiny_run.path, f"output={tmp_path / 'm'}", "--json", cwd=tmp_path)
     assert done.code == 0, done.err
-    assert "quantized" not in done.lines[0]
+    assert "scores" not in done.lines[0]
