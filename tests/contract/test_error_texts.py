@@ -152,12 +152,8 @@ CASES = {
     "one label to choose from": "train model=clip-base task=flickr8k task.zero_shot.labels=[cat]"
     " trainer.global_batch_size=8 trainer.micro_batch_size=3",
     "check of nothing": "check",
-    "check of no adapter": "check taken",
     "check for no program": "check RUN for=[]",
-    "check for an unknown program": "check RUN for=[vlm]",
     "check against no model": "check RUN base=./none",
-    "check against a model without config": "check RUN base=noconfig",
-    "check with a setting of another command": "check RUN output=x",
 }
 # What else a case finds in its environment.
 VARIABLES = {
