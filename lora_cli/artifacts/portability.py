@@ -19,7 +19,7 @@ EVERY = (PEFT, TRANSFORMERS, VLLM, GGUF)
 VERSIONS = {
     PEFT: "0.21.2, tried",
     TRANSFORMERS: "5.23.0, tried",
-    VLLM: "0.26.0, and main of September 2026 where it differs, read",
+    VLLM: "commits e745baff and 0306474e, and one after #53555, read",
     GGUF: "convert_lora_to_gguf.py at commit 0b03adaa, read",
 }
 """What the rules were made from, by program."""

@@ -1,8 +1,8 @@
 """Rules of vLLM, read and not run.
 
-Read were `vllm/lora/peft_helper.py`, `lora_model.py`, `lora_weights.py`, `utils.py` (function
-`parse_fine_tuned_lora_name`) and `vllm/config/lora.py`: as they were for 0.26.0 (July 2026), and
-main of September 2026, which takes more (vllm-project/vllm#53555 and rank patterns). Whether vLLM
+Read were `vllm/lora/peft_helper.py` at commit e745baff and after vllm-project/vllm#53555 (August
+2026, later than 0.26.0), which takes heads and patterns, `lora_model.py` at 0306474e,
+`vllm/config/lora.py` at 01230b40, and `lora_weights.py` and `utils.py` of that time. Whether vLLM
 has a model at all, and with LoRA, is not told.
 """
 
@@ -17,7 +17,7 @@ from lora_cli.artifacts.portability_peft import changes_base
 MAX_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _DEFAULT_RANK = 16
 _HEADS = ("classifier", "score")
-# Dropped without a word up to 0.26.0, refused since.
+# Dropped without a word at e745baff, refused after #53555.
 _FEATURES = ("alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora")
 # `is_base_embedding_weights` passes over these.
 _PASSED_OVER = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
@@ -88,8 +88,9 @@ def _whole(adapter: Inspected) -> Iterator[Found]:
 
 def _head(adapter: Inspected) -> Iterator[Found]:
     if _has_whole(adapter) and _heads_alone(adapter):
+        names = listed(whole_modules(adapter))
         yield Found(
-            f"a head of its own is refused up to 0.26.0: {listed(whole_modules(adapter))}",
+            f"a head of its own is refused before #53555, so up to 0.26.0: {names}",
             "take a vLLM with vllm-project/vllm#53555, or merge the adapter",
         )
 
@@ -119,10 +120,9 @@ def _patterns(adapter: Inspected) -> Iterator[Found]:
     other = [name for name, scale in scales.items() if scale is not None and scale != usual]
     if other:
         yield Found(
-            f"rank_pattern and alpha_pattern are not read up to 0.26.0, which would scale by "
+            f"older versions do not read rank_pattern and alpha_pattern, and would scale by "
             f"{usual:g} what has another scale: {listed(other)}",
-            "take a vLLM whose PEFTHelper reads rank_pattern (September 2026), or merge the "
-            "adapter",
+            "take a vLLM whose PEFTHelper reads rank_pattern, or merge the adapter",
         )
 
 
