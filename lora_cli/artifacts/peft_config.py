@@ -25,14 +25,19 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: If the file is missing or no JSON object, has unknown keys or wrong values, or
             uses features that are not supported; every problem is listed.
     """
-    config = _read_json(path)
+    config = read_json(path)
     problems = _check_config(config, where=str(path))
     if problems:
         raise UserError(problems)
     return {**ABSENT, **_method(config).read, **config}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a config file, whatever its fields.
+
+    Raises:
+        UserError: If it is missing, larger than 1 MiB or no JSON object.
+    """
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             raise ValueError("is larger than 1 MiB")

@@ -58,6 +58,10 @@ EXAMPLES = {
     ),
     "tasks": ("lora-cli tasks", "lora-cli tasks chinese", 'lora-cli tasks "token f1" --json'),
     "models": ("lora-cli models", "lora-cli models chinese"),
+    "check": (
+        "lora-cli check runs/NAME",
+        "lora-cli check adapter/ for=[vllm,llama.cpp] base=DIR --json",
+    ),
 }
 
 FLAGS = (

@@ -73,8 +73,9 @@ class Terminal:
         rows: Sequence[Sequence[str]],
         *,
         is_result: bool = True,
+        are_numbers: bool = True,
     ) -> None:
-        """Show a table; the first column is left-aligned, the others right.
+        """Show a table; the first column is left-aligned, and what are no numbers as well.
 
         What is no result goes to stderr, as other messages do.
         """
@@ -84,7 +85,7 @@ class Terminal:
             title=_literal(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
         )
         for number, name in enumerate(columns):
-            justify: JustifyMethod = "left" if number == 0 else "right"
+            justify: JustifyMethod = "left" if number == 0 or not are_numbers else "right"
             table.add_column(_literal(name), justify=justify, overflow="fold")
         for row in rows:
             table.add_row(*(_literal(cell) for cell in row))

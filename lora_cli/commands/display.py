@@ -22,8 +22,9 @@ class Display(Protocol):
         rows: Sequence[Sequence[str]],
         *,
         is_result: bool = True,
+        are_numbers: bool = True,
     ) -> None:
-        """Show a table of text cells; the first column is left-aligned, the others right.
+        """Show a table of text cells; the first column is left-aligned, numbers are right-aligned.
 
         A result goes to stdout, anything else to stderr.
         """

@@ -60,7 +60,7 @@ def run(composed: Composed, options: Options, display: Display) -> int:
     except CannotStreamError as error:
         result = _through_model(config, request, str(error), output, display=display)
     else:
-        check = _checker(way, config, plan, display)
+        check = _checker(way, config, request.trained, plan, display)
         result = write_merge(request, plan, output, check=check, sync=config.sync, display=display)
     display.result(result)
     return 0
@@ -106,23 +106,32 @@ def _plan(request: Request, weights: StoredWeights, config: MergeConfig) -> Plan
 
 
 def _checker(
-    way: str, config: MergeConfig, plan: Plan, display: Display
+    way: str, config: MergeConfig, trained: TrainConfig, plan: Plan, display: Display
 ) -> Callable[[Path], dict[str, Any]]:
     """Return what compares the merged model with the adapter, whose outputs are taken now."""
+    kind = trained.model.quantization
+    if way != "logits" and kind != "none":
+        display.note(
+            f"the adapter was trained on weights in {kind}; verify=logits shows the metrics on "
+            "these beside those of the merged model"
+        )
     if way == "none":
         return lambda _: {}
     if way == "layers":
         return lambda folder: check_layers(plan.shards, folder, seed=_SEED, display=display)
     from lora_cli.commands.merging import outputs_before, show_same
     from lora_cli.commands.opening import load_merged, open_adapter
+    from lora_cli.commands.quantized_scores import score_both
 
     opened = open_adapter(config.from_ or "", base=config.base, display=display)
     light, probe, dtype = outputs_before(opened, config.task.data, check_rows=config.check_rows)
     del opened
 
     def check(folder: Path) -> dict[str, Any]:
-        found = show_same(probe, load_merged(light, str(folder)), display, dtype=dtype)
-        return {"verify": "logits", **found.as_json()}
+        merged = load_merged(light, str(folder))
+        found = show_same(probe, merged, display, dtype=dtype)
+        scores = score_both(config, light, merged, display=display)
+        return {"verify": "logits", **found.as_json(), **scores}
 
     return check
 
@@ -206,6 +215,7 @@ def _write_model(
     """Write the merged model, once what was written says what the adapter says."""
     from lora_cli.commands.merging import show_same
     from lora_cli.commands.opening import load_merged
+    from lora_cli.commands.quantized_scores import score_both
 
     trained_in = model.dtype
     if config.dtype != "auto":
@@ -217,7 +227,8 @@ def _write_model(
         if probe is not None:
             merged = load_merged(opened, str(staged))
             found = show_same(probe, merged, display, dtype=trained_in)
-            result.update({"verify": "logits", **found.as_json()})
+            scores = score_both(config, opened, merged, display=display)
+            result.update({"verify": "logits", **found.as_json(), **scores})
 
     limit = None if config.max_shard_size is None else parse_size(config.max_shard_size)
     size = save_merged(

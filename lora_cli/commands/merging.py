@@ -119,12 +119,22 @@ def outputs_before(
     return replace(opened, base=BaseModel(None, opened.base.new_keys)), probe, dtype
 
 
-def _attach_with_probe(opened: Opened, data: DataConfig, *, check_rows: int) -> tuple[Any, Probe]:
+def rows_to_compare(
+    opened: Opened, data: DataConfig, *, check_rows: int | None = None
+) -> tuple[str, Task, list[Features]]:
+    """Return the split, the task and the encoded rows that two models are compared on.
+
+    These are the first of the split, or all of them where no number is given.
+    """
     splits, task = opened.load_splits(data)
     split = "validation" if "validation" in splits.rows else next(iter(splits.rows))
     rows = splits.rows[split][:check_rows]
     encoded = (task.encode(row) for row in rows)
-    features = [row for row in encoded if not row.get("left_out")]
+    return split, task, [row for row in encoded if not row.get("left_out")]
+
+
+def _attach_with_probe(opened: Opened, data: DataConfig, *, check_rows: int) -> tuple[Any, Probe]:
+    split, task, features = rows_to_compare(opened, data, check_rows=check_rows)
     model: Any = opened.attach()
     return model, take_probe(task, model, features, split=split)
 

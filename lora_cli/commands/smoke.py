@@ -53,6 +53,7 @@ class _Silent:
         rows: Sequence[Sequence[str]],
         *,
         is_result: bool = True,
+        are_numbers: bool = True,
     ) -> None:
         """Show nothing."""
 

@@ -22,6 +22,7 @@ from lora_cli.config.extraction import check_extract
 from lora_cli.config.groups import group_options, list_options, option_variant
 from lora_cli.config.media import check_zero_shot
 from lora_cli.config.merging import MergeConfig, check_rows_to_verify, check_shard_size
+from lora_cli.config.portability import check_for
 from lora_cli.config.schema import all_keys, flatten, to_plain
 from lora_cli.config.task_families import COMPARING
 from lora_cli.config.training_checks import (
@@ -322,4 +323,5 @@ CHECKS: dict[str, tuple[_Check, ...]] = {
     "tasks": (),
     "models": (),
     "targets": (_check_model, _check_unused, _check_targets, *LORA_CHECKS),
+    "check": (_check_subject, check_for),
 }

@@ -25,6 +25,7 @@ from lora_cli.config.optim import (
     SchedulerConfig,
     SgdConfig,
 )
+from lora_cli.config.portability import CheckConfig
 from lora_cli.config.sections import (
     ModelConfig,
     RunConfig,
@@ -248,4 +249,5 @@ COMMANDS: dict[str, type] = {
     "status": StatusConfig,
     "tasks": TasksConfig,
     "models": ModelsConfig,
+    "check": CheckConfig,
 }

@@ -73,6 +73,13 @@ def test_train_merge_eval_predict_on_a_quantized_base(
     assert merged.code == 0, merged.err
     assert note in merged.err
     assert merged.lines[0]["max_abs_difference"] <= 1e-4
+    # On these rows training measured both as well: the adapter where it was trained, and merged.
+    scores = merged.lines[0]["scores"]
+    assert (scores["split"], scores["rows"]) == ("validation", 32)
+    for form, name in (("quantized", "adapter"), ("merged", "merged")):
+        assert scores[form] == pytest.approx(result_of(run)[name], rel=1e-5), form
+    assert scores["quantized"]["loss"] != scores["merged"]["loss"]
+    assert f"{kind} base and adapter" in merged.err
     # Exactly the stored base plus the update.
     whole = load_file(tmp_path / "merged" / "model.safetensors")
     plain = load_file(base / "model.safetensors")

@@ -151,6 +151,9 @@ CASES = {
     "prompt without a place for the label": "predict RUN zero_shot.prompt=cat input=rows.jsonl",
     "one label to choose from": "train model=clip-base task=flickr8k task.zero_shot.labels=[cat]"
     " trainer.global_batch_size=8 trainer.micro_batch_size=3",
+    "check of nothing": "check",
+    "check for no program": "check RUN for=[]",
+    "check against no model": "check RUN base=./none",
 }
 # What else a case finds in its environment.
 VARIABLES = {
