@@ -5,6 +5,7 @@ A row has ``objects``: ``{"bbox": [[...], ...], "category": [...]}``, or a list 
 """
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +29,7 @@ def coco_files(folder: Path) -> dict[str, Path]:
     """Return the files of COCO in a folder by split; none where there are no such.
 
     They are ``instances_train2017.json``, in it or in its folder ``annotations``, or
-    ``train/_annotations.coco.json``.
+    ``train/_annotations.coco.json``; the only file that ends in .json is taken for train.
     """
     found = {}
     for path in sorted((*folder.glob("*.json"), *folder.glob("annotations/*.json"))):
@@ -38,6 +39,9 @@ def coco_files(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.glob(f"*/{_IN_SPLIT}")):
         if (name := path.parent.name.lower()) in SPLIT_NAMES:
             found[SPLIT_NAMES[name]] = path
+    alone = sorted(folder.glob("*.json"))
+    if not found and len(alone) == 1:
+        return {"train": alone[0]}
     order = ("train", "validation", "test")
     return {split: found[split] for split in order if split in found}
 
@@ -49,6 +53,9 @@ def place_images(rows: Sequence[Row]) -> tuple[Row, ...]:
     (``train2017``), there or one folder up. Rows stay as they are where none has the first image.
     """
     if not rows or not isinstance(rows[0].values.get("image"), str):
+        return tuple(rows)
+    if rows[0].source.endswith(os.sep):
+        # Rows of a folder of images, whose paths are known.
         return tuple(rows)
     source = Path(rows[0].source)
     part = source.stem.rpartition("_")[2]

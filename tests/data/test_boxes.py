@@ -1,6 +1,7 @@
 """Boxes of rows, and where the files of COCO and their images are."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,21 @@ def test_images_that_are_nowhere_keep_their_names(tmp_path: Path) -> None:
     row = Row("1", {"image": "gone.jpg"}, str(tmp_path / "instances_train.json"), 1)
     assert place_images([row]) == (row,)
     assert place_images([]) == ()
+
+
+def test_the_only_json_file_of_a_folder_is_one_of_coco(tmp_path: Path) -> None:
+    (tmp_path / "coco.json").write_text("{}")
+    (tmp_path / "0.png").write_bytes(b"x")
+    assert coco_files(tmp_path) == {"train": tmp_path / "coco.json"}
+    (tmp_path / "other.json").write_text("{}")
+    assert coco_files(tmp_path) == {}
+
+
+def test_rows_of_a_folder_of_images_keep_their_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("det").mkdir()
+    Path("det/0.png").write_bytes(b"x")
+    rows = (Row("1", {"image": "0.png"}, f"det{os.sep}", 1),)
+    assert place_images(rows) == rows
