@@ -62,6 +62,9 @@ def _compare(model: Any, free: PaddingFree, task: Task, batch: Batch) -> str | N
     handle = free.last_block.register_forward_hook(note)
     try:
         with evaluating(model), torch.inference_mode():
+            # A task may run a model that it has not met before once more, to learn about it.
+            task.forward(model, batch)
+            seen.clear()
             plain = task.forward(model, batch).loss_sum
             padded = list(seen)
             seen.clear()
@@ -75,6 +78,8 @@ def _compare(model: Any, free: PaddingFree, task: Task, batch: Batch) -> str | N
         handle.remove()
     if not free.batches:
         return ""
+    if [hidden.shape for hidden, _ in padded] != [hidden.shape for hidden, _ in seen]:
+        return f"{name} says something else then"
     pairs = [(plain.reshape(1), loss.reshape(1))]
     for (before, _), (after, places) in zip(padded, seen, strict=True):
         if places is not None:

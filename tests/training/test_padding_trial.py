@@ -1,13 +1,18 @@
 """The trial that decides whether a model trains without padding."""
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
+from lora_cli.config.language import CausalLanguageModelingConfig
+from lora_cli.data.types import Row
+from lora_cli.tasks.causal_language_modeling import CausalLanguageModelingTask
 from lora_cli.training.padding_trial import leave_out_padding
 
 _spec = importlib.util.spec_from_file_location(
@@ -37,6 +42,21 @@ def test_a_model_that_says_the_same_goes_without(made: Any) -> None:
     assert hooks(model) > 0
     assert model.training
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_language_model_goes_without(tiny_language_dir: Callable[..., Path]) -> None:
+    """Its task looks at the model when it meets it."""
+    folder = tiny_language_dir("llama")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    config = CausalLanguageModelingConfig(max_length=32)
+    task = CausalLanguageModelingTask(config, {"columns": {"text": "text"}}, tokenizer)
+    texts = ("a film", "a warm and funny film that is too long", "not a good film")
+    rows = [
+        task.encode(Row(str(n), {"text": text}, "here", n)) for n, text in enumerate(texts, start=1)
+    ]
+    assert leave_out_padding(model, task, rows) is None
+    assert hooks(model) > 0
 
 
 class Looking(nn.Module):
@@ -87,7 +107,7 @@ def test_a_loss_that_differs_is_seen(made: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(model.classifier, "forward", drifting)
     reason = leave_out_padding(model, task, rows)
     assert reason == "BertForSequenceClassification says something else then"
-    assert len(calls) == 2
+    assert len(calls) == 3
 
 
 def test_rows_of_one_length_have_none(made: Any) -> None:
