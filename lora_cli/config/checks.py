@@ -19,7 +19,7 @@ from lora_cli.config.commands import (
 from lora_cli.config.distributed import check_distributed, check_sharding, check_shares
 from lora_cli.config.duration import parse_duration
 from lora_cli.config.extraction import check_extract
-from lora_cli.config.groups import group_options
+from lora_cli.config.groups import group_options, list_options, option_variant
 from lora_cli.config.media import check_zero_shot
 from lora_cli.config.merging import MergeConfig, check_rows_to_verify, check_shard_size
 from lora_cli.config.schema import all_keys, flatten, to_plain
@@ -171,19 +171,24 @@ def _check_model(config: TrainConfig | TargetsConfig, _: Collection[str]) -> Ite
             id="config.missing",
             message="`model.path` must be given, but is null.",
             key="model.path",
-            allowed=f"model={' | '.join(group_options('model'))}",
+            allowed=list_options("model", group_options("model"), like="minilm"),
             fix="choose model=NAME, or give model.path=DIR or model.path=HUB-ID",
         )
 
 
 def _check_data(config: TrainConfig, _: Collection[str]) -> Iterator[Problem]:
     if not config.task.data.path:
-        names = [name for name in group_options("task") if name != config.task.family]
+        family = config.task.family
+        names = [
+            name
+            for name in group_options("task")
+            if name != family and option_variant("task", name) == family
+        ]
         yield Problem(
             id="config.missing",
             message="`task.data.path` must be given, but is null.",
             key="task.data.path",
-            allowed=f"task={' | '.join(names)}",
+            allowed=list_options("task", names) or None,
             fix="choose task=NAME, or give task.data.path=FILE, FOLDER or HUB-ID",
         )
 

@@ -1,7 +1,8 @@
 """The config groups on disk: which there are, what each option says, and which keys it sets."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from lora_cli.config.commands import VARIANTS
 from lora_cli.config.schema import default_variant, flatten, package_folder
 
 _BASE_ENTRY = re.compile(r"/_base/\w+/(\w+)@_here_")
+# Options of an error, where all fit into two lines, and of more than these.
+_SHOWN, _NEAREST = 24, 8
 
 
 def configs_dir() -> Path:
@@ -87,6 +90,20 @@ def option_values(group: str, option: str) -> dict[str, Any]:
         body = {key: value for key, value in content.items() if key != "defaults"}
         values = flatten(body, f"{group}.") | values
     return values
+
+
+def list_options(group: str, options: Collection[str], *, like: str = "") -> str:
+    """Return options of a config group for an error; of many, some, and how to see all.
+
+    Args:
+        group: "model" or "task", where there are many.
+        options: All of them.
+        like: What was asked for; options that look like it are shown.
+    """
+    if len(options) <= _SHOWN:
+        return ", ".join(options)
+    found = get_close_matches(like, options, n=_NEAREST, cutoff=0.3) or list(options)[:_NEAREST]
+    return f"{', '.join(found)} or another of {len(options)}: lora-cli {group}s lists them"
 
 
 def option_variant(group: str, option: str | None, extra: Path | None = None) -> str:

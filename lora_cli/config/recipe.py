@@ -14,7 +14,7 @@ from pathlib import Path
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from lora_cli.config.groups import group_options
+from lora_cli.config.groups import group_options, list_options
 from lora_cli.config.scan import place, read_text, refusal, scan
 from lora_cli.config.schema import package_folder
 from lora_cli.errors import Problem, UserError, nearest_name
@@ -227,6 +227,6 @@ def unknown_option(
         message=f'`{group}` must be an option of its config group, but is "{option}".',
         key=group,
         where=where,
-        allowed=", ".join(options),
+        allowed=list_options(group, options, like=option),
         fix=f'did you mean "{near}"?' if near else None,
     )

@@ -6,6 +6,7 @@ from lora_cli.config.groups import (
     describe_option,
     group_names,
     group_options,
+    list_options,
     option_origins,
     option_variant,
 )
@@ -48,3 +49,12 @@ def test_origins_and_variants_follow_the_chain(tmp_path: Path) -> None:
 
 def test_descriptions_are_first_comments() -> None:
     assert describe_option(configs_dir() / "optimizer" / "sgd.yaml").startswith("Stochastic")
+
+
+def test_of_many_options_some_are_listed() -> None:
+    few, many = ["b", "a"], [f"model-{number}" for number in range(40)]
+    assert list_options("model", few) == "b, a"
+    text = list_options("model", many, like="model-39x")
+    assert text.startswith("model-39, ")
+    assert text.endswith(" or another of 40: lora-cli models lists them")
+    assert text.count(",") == 7
