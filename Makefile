@@ -11,7 +11,7 @@ DEMO := runs/demo
 export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint types imports test test-all gpu faults faults-peers check demo bench benchmarks variants wheel clean
+.PHONY: help setup fmt lint types imports test test-all gpu faults faults-peers check demo bench speed benchmarks variants wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ demo: $(VENV)/.setup-demo ## train, predict, merge, export and evaluate on movie
 
 bench: $(VENV)/.setup-dev $(VENV)/.setup-demo ## compare with PEFT + Trainer on the text sets in a folder: make bench DATA=folder
 	$(BIN)/python benchmarks/compare.py "$(DATA)" --tuned
+
+speed: $(VENV)/.setup-dev $(VENV)/.setup-demo ## time training beside PEFT + Trainer: make speed CASE=classification DATA=folder
+	$(BIN)/python benchmarks/speed.py "$(CASE)" --data "$(DATA)"
 
 benchmarks: $(VENV)/.setup-dev $(VENV)/.setup-demo ## every task family beside simple baselines: make benchmarks DATA=folder MODELS=folder (some rows without)
 	$(BIN)/python -m lora_cli.data.movie_reviews

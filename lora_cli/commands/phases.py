@@ -44,6 +44,7 @@ from lora_cli.training.events import (
     StepDone,
     TrainState,
 )
+from lora_cli.training.padding_free import PaddingFree
 
 LOG = "phases.json"
 LORA_FOLDER = "adapter-lora"
@@ -173,6 +174,8 @@ def prepare_full(
         # What the first phase has beside the weights, such as random factors, has no name here.
         names = model.state_dict().keys()
         model.load_state_dict({name: merged[name] for name in names})
+    if prepared.padding_free:
+        PaddingFree(model)
     return replace(
         prepared,
         model=model,

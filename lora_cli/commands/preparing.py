@@ -24,6 +24,7 @@ from lora_cli.commands.lengths import check_length
 from lora_cli.commands.locating import check_base
 from lora_cli.commands.merged_base import merge_base
 from lora_cli.commands.merging import show_same
+from lora_cli.commands.padding import choose_padding
 from lora_cli.commands.starting import planned_over, put_in_adapters
 from lora_cli.config.commands import TrainConfig
 from lora_cli.data.types import Row, Splits
@@ -82,6 +83,7 @@ class Prepared:
         train: Encoded training rows.
         validation: Encoded validation rows.
         report: What the rows are like; see `describe_rows`.
+        padding_free: Whether the model trains without padding.
     """
 
     splits: Splits
@@ -103,6 +105,7 @@ class Prepared:
     train: Sequence[Features]
     validation: Sequence[Features]
     report: Mapping[str, Any]
+    padding_free: bool
 
 
 def prepare(
@@ -163,6 +166,7 @@ def prepare(
         own_frozen=frozen,
         same_head=same_head,
         start=start,
+        padding_free=choose_padding(config, base.model, task, encoded["train"], display),
         **encoded,
     )
 

@@ -165,6 +165,9 @@ class TrainerConfig:
     )
     """Compute activations again going back: less memory, about a third more time."""
 
+    padding_free: bool | Literal["auto"] = "auto"
+    """Leave padding out of all blocks of the model in training; auto does so where it can."""
+
     auto_micro_batch: bool = False
     """When memory runs out, halve the micro-batch and repeat the step; only dropout changes."""
 

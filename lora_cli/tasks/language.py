@@ -17,17 +17,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from lora_cli.tasks.contract import Batch, Features, StepOutput
 from lora_cli.tasks.generation import unwrapped
+from lora_cli.tasks.output_head import loss_at, own_and_best_at
 
 Sequence_ = dict[str, Any]
 
-# Tokens of a pass where nothing is learned, so that logits of long texts fit into memory.
+# Tokens of a pass where nothing is learned, so that long texts fit into memory.
 _TOKENS_AT_ONCE = 8192
-# Learned tokens whose probabilities are computed at once, for the same reason.
-_ROWS_AT_ONCE = 1024
 # How far the logits of a text may be from those of it alone, for logits of size one.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _COARSE = 5e-2
@@ -115,20 +113,15 @@ def next_token_loss(
     inputs, learned_WT = batch["inputs"], batch["learned"]
     if "seed" in batch:
         whole = {**inputs, **more(slice(0, len(learned_WT)))}
-        logits_NV, true_N = _learned_logits(model, whole, learned_WT)
-        loss_sum = functional.cross_entropy(logits_NV.float(), true_N, reduction="sum")
+        places_WT, true_N = _learned(inputs, learned_WT)
+        loss_sum = loss_at(model, _without_cache(model, whole), places_WT, true_N)
         return StepOutput(loss_sum, len(true_N), {})
     said_WT2 = torch.zeros((*learned_WT.shape, 2), device=learned_WT.device)
     for lines in _slices(model, learned_WT.shape):
         part = {**{name: value[lines] for name, value in inputs.items()}, **more(lines)}
-        logits_NV, true_N = _learned_logits(model, part, learned_WT[lines])
-        places = learned_WT[lines].nonzero(as_tuple=True)
-        found = [
-            own_and_best(logits_NV[n : n + _ROWS_AT_ONCE], true_N[n : n + _ROWS_AT_ONCE])
-            for n in range(0, len(true_N), _ROWS_AT_ONCE)
-        ]
-        if found:
-            said_WT2[lines][places] = torch.cat(found).to(said_WT2)
+        places_WT, true_N = _learned(part, learned_WT[lines])
+        said_N2 = own_and_best_at(model, _without_cache(model, part), places_WT, true_N)
+        said_WT2[lines][:, 1:][learned_WT[lines][:, 1:]] = said_N2.to(said_WT2)
     return StepOutput(-said_WT2[..., 0].sum(), int(learned_WT.sum()), {"log_probs": said_WT2})
 
 
@@ -146,34 +139,24 @@ def scores(outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[Score]:
     return found
 
 
-def _learned_logits(
-    model: Callable[..., Any], inputs: Mapping[str, torch.Tensor], learned_WT: torch.Tensor
+def _learned(
+    inputs: Mapping[str, torch.Tensor], learned_WT: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits (N, V) by which learned tokens are predicted, and these tokens, (N,)."""
-    logits_WTV = _run(model, inputs).logits
-    chosen_WT = learned_WT[:, 1:].to(logits_WTV.device)
-    true_WT = inputs["input_ids"][:, 1:].to(logits_WTV.device)
-    return logits_WTV[:, :-1][chosen_WT], true_WT[chosen_WT]
+    """Return the places (W, T) whose logits predict learned tokens, and these tokens, (N,)."""
+    places_WT = learned_WT.roll(-1, dims=1)
+    places_WT[:, -1:] = False
+    return places_WT, inputs["input_ids"][:, 1:][learned_WT[:, 1:]]
 
 
-def _run(model: Callable[..., Any], inputs: Mapping[str, torch.Tensor]) -> Any:
-    """Run a model; where it can do so without a cache, which nobody reads here.
+def _without_cache(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return inputs that ask for no cache, where a model knows of one: nobody reads it here.
 
     Packed texts are kept apart only then, and recomputation in training warns of one.
     """
     can_do_without = hasattr(getattr(unwrapped(model), "config", None), "use_cache")
     if can_do_without or "position_ids" in inputs:
-        return model(**inputs, use_cache=False)
-    return model(**inputs)
-
-
-def own_and_best(logits_NV: torch.Tensor, true_N: torch.Tensor) -> torch.Tensor:
-    """Return the log-probabilities of true tokens and of the best other ones, (N, 2), float32."""
-    log_probs_NV = logits_NV.float().log_softmax(dim=-1)
-    true_N1 = true_N.unsqueeze(1)
-    own_N = log_probs_NV.gather(1, true_N1).squeeze(1)
-    best_N = log_probs_NV.scatter(1, true_N1, -torch.inf).amax(dim=1)
-    return torch.stack([own_N, best_N], dim=1)
+        return {**inputs, "use_cache": False}
+    return dict(inputs)
 
 
 def _slices(model: Any, shape: torch.Size) -> Iterator[slice]:
@@ -292,5 +275,6 @@ def _logits(model: nn.Module, texts: Sequence[Sequence[int]]) -> torch.Tensor:
     inputs = collate_sequences([row], padding=0)["inputs"]
     device = next(model.parameters()).device
     with torch.inference_mode():
-        found: torch.Tensor = _run(model, {k: v.to(device) for k, v in inputs.items()}).logits
+        inputs = {name: value.to(device) for name, value in inputs.items()}
+        found: torch.Tensor = model(**_without_cache(model, inputs)).logits
     return found[0].float()

@@ -23,7 +23,9 @@ from lora_cli.data.sources import Loaded
 from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
 from lora_cli.tasks.contract import Batch, Features, StepOutput
+from lora_cli.tasks.output_head import logits_at, loss_at, own_and_best_at
 from lora_cli.tasks.rows import Columns, Role, RowFamily, without_blank
+from lora_cli.tasks.token_loss import own_and_best
 from lora_cli.tasks.windows import trim
 
 _BEST = 5
@@ -144,27 +146,35 @@ class MaskedLanguageModelingTask:
     def forward(self, model: Callable[..., Any], batch: Batch) -> StepOutput:
         """Return the loss of the masked tokens, their number, and what was said about them.
 
-        The outputs are ``log_probs`` (W, T, 2), of the true token and of the best other one, 0
-        where nothing was masked; and ``asked`` (W, K, V), scores for the mask tokens that the texts
-        have themselves, where there are some: K is their largest number in a window.
+        The outputs, outside of training, are ``log_probs`` (W, T, 2), of the true token and of the
+        best other one, 0 where nothing was masked; and ``asked`` (W, K, V), scores for the mask
+        tokens that the texts have themselves, where there are some: K is their largest number in a
+        window.
         """
         ids_WT = batch["inputs"]["input_ids"]
         windows, places, shown = self._masks(batch)
         changed_WT = ids_WT.index_put((windows, places), shown)
-        logits_WTV = model(**{**batch["inputs"], "input_ids": changed_WT}).logits
-        windows, places = windows.to(logits_WTV.device), places.to(logits_WTV.device)
-        true_N1 = ids_WT.to(logits_WTV.device)[windows, places].unsqueeze(1)
-        log_probs_NV = logits_WTV[windows, places].float().log_softmax(dim=-1)
-        own_N1 = log_probs_NV.gather(1, true_N1)
-        best_N = log_probs_NV.detach().scatter(1, true_N1, -torch.inf).amax(dim=1)
-        said_WT2 = own_N1.new_zeros((*ids_WT.shape, 2))
-        said_WT2[windows, places] = torch.stack([own_N1.detach().squeeze(1), best_N], dim=1)
+        inputs = {**batch["inputs"], "input_ids": changed_WT}
+        masked_WT = torch.zeros_like(ids_WT, dtype=torch.bool)
+        masked_WT[windows, places] = True
+        true_N = ids_WT[masked_WT]
+        if "seed" in batch:
+            return StepOutput(loss_at(model, inputs, masked_WT, true_N), len(true_N), {})
+        said_WT2 = torch.zeros((*ids_WT.shape, 2), device=ids_WT.device)
         outputs = {"log_probs": said_WT2}
-        asked_WK = _asked_places(batch["rows"])
-        if "seed" not in batch and asked_WK.numel():
-            rows_W1 = torch.arange(len(asked_WK)).unsqueeze(1)
-            outputs["asked"] = logits_WTV[rows_W1, asked_WK].float()
-        return StepOutput(-own_N1.sum(), len(own_N1), outputs)
+        asked_WK = _asked_places(batch["rows"]).to(ids_WT.device)
+        if not asked_WK.numel():
+            said_N2 = own_and_best_at(model, inputs, masked_WT, true_N)
+        else:
+            rows_W1 = torch.arange(len(asked_WK), device=ids_WT.device).unsqueeze(1)
+            read_WT = masked_WT.clone()
+            read_WT[rows_W1, asked_WK] = True
+            logits_NV = logits_at(model, inputs, read_WT)
+            said_N2 = own_and_best(logits_NV[masked_WT[read_WT]], true_N.to(logits_NV.device))
+            order_WT = (read_WT.reshape(-1).cumsum(0) - 1).view_as(read_WT)
+            outputs["asked"] = logits_NV[order_WT[rows_W1, asked_WK]].float()
+        said_WT2[masked_WT] = said_N2.to(said_WT2)
+        return StepOutput(-said_WT2[..., 0].sum(), len(true_N), outputs)
 
     def decode(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[MaskedPrediction]:
         """Put the windows of each row together; only for what was not run in training."""

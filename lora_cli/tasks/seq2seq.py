@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from lora_cli.config.language import Seq2SeqConfig
 from lora_cli.config.tasks import DataConfig
@@ -23,8 +22,8 @@ from lora_cli.data.types import Row
 from lora_cli.errors import Problem, UserError
 from lora_cli.tasks.contract import Batch, Features, StepOutput
 from lora_cli.tasks.generation import generate, have_ended, unwrapped
-from lora_cli.tasks.language import own_and_best
 from lora_cli.tasks.languages import set_languages
+from lora_cli.tasks.output_head import loss_at, own_and_best_at
 from lora_cli.tasks.rows import Columns, Role, RowFamily
 from lora_cli.tasks.written import WrittenText, written_metrics, written_outputs, written_texts
 
@@ -159,8 +158,8 @@ class Seq2SeqTask:
         """Return the loss of `labels` given `inputs`, and what `forward` says of them."""
         labels_BT = batch["labels"]
         read_BT = shift_right(labels_BT, unwrapped(model), start=self._start(model))
-        logits_BTV = model(**batch["inputs"], decoder_input_ids=read_BT, use_cache=False).logits
-        return score_labels(logits_BTV, labels_BT, batch)
+        inputs = {**batch["inputs"], "decoder_input_ids": read_BT, "use_cache": False}
+        return score_labels(model, inputs, labels_BT, batch)
 
     def _tokens(self, most: int, **text: str) -> tuple[list[int], int]:
         """Return the tokens of a text, and how many were cut off."""
@@ -186,27 +185,25 @@ class Seq2SeqTask:
         return () if self._tokenizer.eos_token_id is not None or sep is None else (sep,)
 
 
-def score_labels(logits_BTV: torch.Tensor, labels_BT: torch.Tensor, batch: Batch) -> StepOutput:
+def score_labels(
+    model: Callable[..., Any], inputs: Mapping[str, Any], labels_BT: torch.Tensor, batch: Batch
+) -> StepOutput:
     """Return the loss of labels, -100 behind them, and what `Seq2SeqTask.forward` says of them.
 
     Args:
-        logits_BTV: By which each label is predicted.
+        model: An encoder-decoder.
+        inputs: Its keyword arguments, with as many tokens for the decoder as there are labels.
         labels_BT: Tokens.
         batch: Says whether this is a step of training, and its `label_smoothing`.
     """
-    labels_BT = labels_BT.to(logits_BTV.device)
     learned_BT = labels_BT != IGNORED
-    logits_NV, true_N = logits_BTV[learned_BT], labels_BT[learned_BT]
+    true_N = labels_BT[learned_BT]
     if "seed" in batch:
-        loss_sum = functional.cross_entropy(
-            logits_NV.float(),
-            true_N,
-            reduction="sum",
-            label_smoothing=batch.get("label_smoothing", 0.0),
-        )
+        smoothing = batch.get("label_smoothing", 0.0)
+        loss_sum = loss_at(model, inputs, learned_BT, true_N, label_smoothing=smoothing)
         return StepOutput(loss_sum, len(true_N), {})
     said_BT2 = torch.zeros((*labels_BT.shape, 2), device=labels_BT.device)
-    said_BT2[learned_BT] = own_and_best(logits_NV, true_N)
+    said_BT2[learned_BT] = own_and_best_at(model, inputs, learned_BT, true_N).to(said_BT2)
     return StepOutput(-said_BT2[..., 0].sum(), len(true_N), {"log_probs": said_BT2})
 
 

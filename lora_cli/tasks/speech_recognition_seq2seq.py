@@ -8,6 +8,7 @@ entries of the vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -191,7 +192,8 @@ class SpeechRecognitionSeq2SeqTask:
         read_SR = torch.cat([prompt_SP, before_ST], dim=1)
         with seeded_masks(model, seed=batch.get("seed"), ids=batch["ids"], samples=0):
             said = model(**inputs, decoder_input_ids=read_SR, use_cache=False)
-        found = score_labels(said.logits[:, len(self._prompt) - 1 :], labels_ST, batch)
+        spoken = SimpleNamespace(logits=said.logits[:, len(self._prompt) - 1 :])
+        found = score_labels(lambda: spoken, {}, labels_ST, batch)
         states = BaseModelOutput(last_hidden_state=said.encoder_last_hidden_state)
         if "seed" in batch:
             return found, {"encoder_outputs": states}

@@ -139,6 +139,7 @@ def test_every_weight_of_the_merged_model_is_trained_in_float32(
         config,
         model=replace(config.model, path=str(base)),
         strategy=LoraThenFullStrategyConfig(),
+        trainer=replace(config.trainer, padding_free=False),
     )
     display: Any = Quiet()
     prepared = prepare(config, display)
@@ -164,3 +165,5 @@ def test_every_weight_of_the_merged_model_is_trained_in_float32(
     assert torch.equal(head, state["classifier.weight"])
     # Nothing of the first phase is left, such as its casts between frozen and trained parts.
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in full.model.modules())
+    free = prepare_full(replace(prepared, padding_free=True), config, None).model
+    assert free.bert.encoder.layer[0]._forward_pre_hooks

@@ -134,7 +134,7 @@ def test_many_tokens_are_run_in_several_passes(load: Any, monkeypatch: Any) -> N
     with torch.no_grad():
         whole = next_token_loss(model, batch)
         monkeypatch.setattr("lora_cli.tasks.language._TOKENS_AT_ONCE", 30)
-        monkeypatch.setattr("lora_cli.tasks.language._ROWS_AT_ONCE", 3)
+        monkeypatch.setattr("lora_cli.tasks.token_loss._NUMBERS_AT_ONCE", 3 * 64)
         calls = []
         parts = next_token_loss(lambda **x: calls.append(1) or model(**x), batch)
     assert len(calls) > 2
