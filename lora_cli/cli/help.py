@@ -57,6 +57,10 @@ EXAMPLES = {
     ),
     "tasks": ("lora-cli tasks", "lora-cli tasks chinese", 'lora-cli tasks "token f1" --json'),
     "models": ("lora-cli models", "lora-cli models chinese"),
+    "convert": (
+        "lora-cli convert adapter=DIR base=DIR output=adapter/",
+        "lora-cli convert adapter=runs/NAME r=4 output=smaller/",
+    ),
 }
 
 FLAGS = (
@@ -83,6 +87,7 @@ _SUBJECTS = {
     "targets": "",
     "tasks": " [WORDS]",
     "models": " [WORDS]",
+    "convert": "",
 }
 
 

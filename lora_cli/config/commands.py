@@ -5,6 +5,7 @@ from typing import Literal
 
 from lora_cli.config.adapters import LoraConfig
 from lora_cli.config.chat import TalkConfig
+from lora_cli.config.conversion import ConvertConfig
 from lora_cli.config.distributed import DistributedConfig
 from lora_cli.config.extraction import ExtractConfig
 from lora_cli.config.generation import GenerationOverrides
@@ -269,4 +270,5 @@ COMMANDS: dict[str, type] = {
     "status": StatusConfig,
     "tasks": TasksConfig,
     "models": ModelsConfig,
+    "convert": ConvertConfig,
 }
