@@ -1,10 +1,11 @@
 """An adapter file of another program, read as data: tensors, and the config file beside them."""
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -103,7 +104,8 @@ def read_foreign(path: Path) -> ForeignFile:
         raise UserError(
             Problem(
                 id="convert.not-finite",
-                message=f"`adapter` must hold finite numbers, but NaN or infinity is in {few(bad)}.",
+                message="`adapter` must hold finite numbers, but NaN or infinity is in "
+                f"{few(bad)}.",
                 key="adapter",
                 where=str(file),
                 fix="take an earlier checkpoint of that training",
@@ -145,8 +147,8 @@ def _pickled(path: Path) -> UserError:
     return UserError(
         Problem(
             id="convert.pickle",
-            message=f"`adapter` must be a safetensors file, since others may run code when they are "
-            f"opened, but is {path.name}.",
+            message="`adapter` must be a safetensors file, since others may run code when they "
+            f"are opened, but is {path.name}.",
             key="adapter",
             where=str(path),
             fix=_TO_SAFETENSORS.replace("FILE", path.name),
@@ -216,6 +218,13 @@ def split_pairs(
     if problems:
         raise UserError(problems)
     return {n: (file.tensors[n + leaf_a], file.tensors[n + leaf_b]) for n in layers}
+
+
+def is_strength(value: object) -> TypeGuard[float]:
+    """Whether a value of a config is a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 < value < math.inf
 
 
 def unsupported(file: ForeignFile, rule: str, found: str) -> UserError:

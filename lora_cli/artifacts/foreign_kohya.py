@@ -35,8 +35,8 @@ def read_kohya(file: ForeignFile, *, base: Base | None, alpha: float | None) -> 
         raise UserError(
             Problem(
                 id="convert.no-base",
-                message="`base` must name the model, whose paths tell which underscores are dots in "
-                "the names of this file, but is null.",
+                message="`base` must name the model, whose paths tell which underscores are dots "
+                "in the names of this file, but is null.",
                 key="base",
                 where=str(file.path),
                 fix="base=DIR",
@@ -67,8 +67,9 @@ def _resolve(file: ForeignFile, names: list[str], base: Base) -> dict[str, str]:
     for path in base.layers:
         spelled.setdefault(path.replace(".", "_"), []).append(path)
     found: dict[str, str] = {}
-    unknown, several = [], []
-    prefixes = set()
+    unknown: list[str] = []
+    several: list[str] = []
+    prefixes = set[str]()
     for name in names:
         match = _PREFIX.match(name)
         rest = name if match is None else name[match.end() :]

@@ -8,10 +8,16 @@ belong to all layers (mlx_lm/tuner/utils.py, `linear_to_lora_layers`). The names
 those of transformers.
 """
 
-import math
 from typing import Any
 
-from lora_cli.artifacts.foreign_file import Base, ForeignFile, Found, split_pairs, unsupported
+from lora_cli.artifacts.foreign_file import (
+    Base,
+    ForeignFile,
+    Found,
+    is_strength,
+    split_pairs,
+    unsupported,
+)
 from lora_cli.lora.factors import Factors, few
 
 LEAVES = (".lora_a", ".lora_b")
@@ -61,17 +67,17 @@ def read_mlx(file: ForeignFile, *, base: Base | None, alpha: float | None) -> Fo
 
 def _scale(file: ForeignFile, parameters: Any) -> float:
     scale = parameters.get("scale") if isinstance(parameters, dict) else None
-    is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
-    if not is_number or not (math.isfinite(scale) and scale > 0):
-        found = f"is {scale!r:.80}"
-        raise unsupported(file, f'have a number above 0 as "{PARAMETERS}.scale"', f"that {found}")
+    if not is_strength(scale):
+        found = f"that is {scale!r:.80}"
+        raise unsupported(file, f'have a number above 0 as "{PARAMETERS}.scale"', found)
     if "alpha" in parameters:
         # Of the first versions, whose layers multiplied by scale * alpha / rank; later ones
         # dropped it without a word.
         raise unsupported(
             file,
             f'have one factor as "{PARAMETERS}.scale"',
-            f'there is an "alpha" besides, by which some versions of mlx-lm multiplied, as '
-            f'"scale" * "alpha" / "rank", and some did not: write the product, and take "alpha" out',
+            'there is an "alpha" besides, by which some versions of mlx-lm multiplied, as '
+            '"scale" * "alpha" / "rank", and some did not: write the product there, and take '
+            '"alpha" out',
         )
     return float(scale)

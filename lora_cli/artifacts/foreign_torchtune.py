@@ -10,14 +10,20 @@ does the same to families of whose weights it does not reorder any, which cannot
 are refused here.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from lora_cli.artifacts.foreign_file import Base, ForeignFile, Found, split_pairs, unsupported
+from lora_cli.artifacts.foreign_file import (
+    Base,
+    ForeignFile,
+    Found,
+    is_strength,
+    split_pairs,
+    unsupported,
+)
 from lora_cli.errors import Problem, UserError
 from lora_cli.lora.factors import Factors, few
 
@@ -52,7 +58,7 @@ def read_torchtune(file: ForeignFile, *, base: Base | None, alpha: float | None)
     del alpha
     config = file.config or {}
     r, strength = (config.get(key) for key in KEYS)
-    if not _is_positive(r) or not _is_positive(strength):
+    if not is_strength(r) or not is_strength(strength):
         found = f"they are {r!r:.80} and {strength!r:.80}"
         raise unsupported(file, 'have numbers above 0 as "r" and "lora_alpha"', found)
     if base is None:
@@ -78,11 +84,6 @@ def read_torchtune(file: ForeignFile, *, base: Base | None, alpha: float | None)
             scale=float(strength) / r,
         )
     return Found(layers=layers)
-
-
-def _is_positive(value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and value > 0  # type: ignore[operator, arg-type]
 
 
 def _hf_name(name: str) -> str | None:

@@ -108,7 +108,7 @@ def _show(
         display.note(note)
     if config.base is None:
         display.note(
-            f"shapes were not checked, since `base` is null; the adapter names {read.adapter.base_name}"
+            f"shapes were not checked: `base` is null, the adapter names {read.adapter.base_name}"
         )
     if resized:
         rows = [
