@@ -62,7 +62,7 @@ def added_logits(base: Path, deltas: Mapping[str, torch.Tensor]) -> torch.Tensor
 
 
 def peft_logits(base: Path, adapter: Path) -> torch.Tensor:
-    """Return the logits of the model with an adapter as peft loads it, every tensor in its place."""
+    """Return the logits of the model with an adapter as peft loads it."""
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
     loaded: Any = peft.PeftModel.from_pretrained(model, adapter)
     with torch.no_grad():
@@ -78,7 +78,100 @@ def write_adapter(
 ) -> Path:
     """Write a file of tensors and a config beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / name)
+    copies = {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
+    save_file(copies, folder / name)
     if config is not None:
         (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
+
+
+def loralib(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    found = updates({name: 2 + n for n, name in enumerate(SHAPES)})
+    tensors = {f"{name}.lora_A": a for name, (a, _) in found.items()}
+    tensors |= {f"{name}.lora_B": b for name, (_, b) in found.items()}
+    deltas = {name: 6 / len(a) * b @ a for name, (a, b) in found.items()}
+    return write_adapter(folder, tensors, name="lora.safetensors"), deltas
+
+
+def mlx(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    found = updates(3)
+    tensors = {f"{name}.lora_a": a.T for name, (a, _) in found.items()}
+    tensors |= {f"{name}.lora_b": b.T for name, (_, b) in found.items()}
+    config = {
+        "model": "some/llama",
+        "fine_tune_type": "lora",
+        "num_layers": 2,
+        "lora_parameters": {"rank": 3, "scale": 0.7, "dropout": 0.0},
+    }
+    deltas = {name: 0.7 * b @ a for name, (a, b) in found.items()}
+    return write_adapter(folder, tensors, config, name="adapters.safetensors"), deltas
+
+
+TORCHTUNE = dict(
+    zip(
+        SHAPES,
+        (
+            "layers.0.attn.q_proj",
+            "layers.0.attn.k_proj",
+            "layers.1.attn.v_proj",
+            "layers.1.mlp.w2",
+        ),
+        strict=True,
+    )
+)
+
+
+def torchtune(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    found, tensors = updates(3), {}
+    for name, theirs in TORCHTUNE.items():
+        a, b = found[name]
+        for suffix, heads in (("q_proj", HEADS), ("k_proj", KV_HEADS)):
+            if name.endswith(suffix):
+                # In their order, the two halves of each head alternate.
+                b = b.view(heads, 2, -1, 3).transpose(1, 2).reshape(b.shape)
+        tensors |= {f"{theirs}.lora_a.weight": a, f"{theirs}.lora_b.weight": b}
+    config = {"r": 3, "lora_alpha": 12, "target_modules": ["q_proj", "k_proj", "v_proj", "w2"]}
+    deltas = {name: 4 * b @ a for name, (a, b) in found.items()}
+    return write_adapter(folder, tensors, config), deltas
+
+
+def kohya(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    found = updates({name: 2 + n for n, name in enumerate(SHAPES)})
+    tensors, deltas = {}, {}
+    for n, (name, (a, b)) in enumerate(found.items()):
+        spelled = f"lora_te_{name.replace('.', '_')}"
+        tensors |= {f"{spelled}.lora_down.weight": a, f"{spelled}.lora_up.weight": b}
+        scale = 1.0
+        if n:  # the first has no alpha, which means its rank
+            tensors[f"{spelled}.alpha"] = torch.tensor(float(n))
+            scale = n / len(a)
+        deltas[name] = scale * b @ a
+    return write_adapter(folder, tensors, name="kohya.safetensors"), deltas
+
+
+def peft_adapter(base: Path, folder: Path) -> Path:
+    """Let peft write an adapter of several ranks and strengths."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=["q_proj", "down_proj"],
+        rank_pattern={"model.layers.1.mlp.down_proj": 7},
+        use_rslora=True,
+        task_type="CAUSAL_LM",
+    )
+    found = peft.get_peft_model(model, config)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        for name, tensor in found.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(tensor)
+    found.save_pretrained(folder)
+    return folder
+
+
+def fails(done: Any, problem: str, *words: str) -> None:
+    assert done.code == 2, done.err
+    assert f"error[{problem}]" in done.err, done.err
+    for word in words:
+        assert word in done.err, done.err

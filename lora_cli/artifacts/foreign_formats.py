@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from lora_cli.artifacts import foreign_kohya, foreign_loralib, foreign_mlx, foreign_torchtune
 from lora_cli.artifacts.foreign_file import ForeignFile, Found
@@ -97,13 +96,3 @@ def detect_format(file: ForeignFile) -> Format:
             fix=f"give the folder as the program wrote it, with its {CONFIG_FILE}",
         )
     )
-
-
-def is_foreign(path: Path) -> bool:
-    """Whether a file or folder looks like an adapter that `lora-cli convert` reads, by names alone.
-
-    Adapters in the format of PEFT do not count, since they are read as they are.
-    """
-    if path.is_file():
-        return path.suffix == ".safetensors"
-    return (path / "adapters.safetensors").is_file()

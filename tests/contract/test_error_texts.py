@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from foreign_adapters import write_adapter
 
 from lora_cli.artifacts.commit import document_sha256
 from lora_cli.models.integrity import write_manifest
@@ -151,6 +153,16 @@ CASES = {
     "prompt without a place for the label": "predict RUN zero_shot.prompt=cat input=rows.jsonl",
     "one label to choose from": "train model=clip-base task=flickr8k task.zero_shot.labels=[cat]"
     " trainer.global_batch_size=8 trainer.micro_batch_size=3",
+    "convert of nothing": "convert",
+    "convert of a pickle": "convert adapter=foreign/lora.pt output=new",
+    "convert of no known format": "convert adapter=foreign/unclear.safetensors output=new",
+    "convert of half a pair": "convert adapter=foreign/half.safetensors base=MODEL alpha=8 output=new",
+    "convert without base and alpha": "convert adapter=foreign/whole.safetensors output=new",
+    "convert of layers of another model": "convert adapter=foreign/whole.safetensors base=MODEL"
+    " alpha=8 output=new",
+    "convert with a strength that is known": "convert adapter=RUN alpha=8 output=new",
+    "convert on another base": "convert adapter=RUN base=BASE2 output=new",
+    "eval of an adapter of another program": "eval foreign/whole.safetensors",
 }
 # What else a case finds in its environment.
 VARIABLES = {
@@ -208,7 +220,21 @@ def folder(
     document = {**json.loads(record.read_text()), "state": {}}
     record.write_text(json.dumps({**document, "sha256": document_sha256(document)}))
     make_changed(folder, tiny_run)
+    make_foreign(folder / "foreign")
     return folder
+
+
+def make_foreign(folder: Path) -> None:
+    """Write adapters as other programs do, whole and not."""
+    A, B = torch.ones(2, 3), torch.ones(5, 2)
+    files = {
+        "unclear": {"q.lora_a": A},
+        "half": {"q.lora_A": A, "q.lora_B": B, "k.lora_A": A},
+        "whole": {"model.layers.0.q_proj.lora_A": A, "model.layers.0.q_proj.lora_B": B},
+    }
+    for name, tensors in files.items():
+        write_adapter(folder, tensors, name=f"{name}.safetensors")
+    (folder / "lora.pt").write_bytes(b"")
 
 
 def make_changed(folder: Path, tiny_run: Any) -> None:
