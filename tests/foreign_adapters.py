@@ -149,7 +149,7 @@ def kohya(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     return write_adapter(folder, tensors, name="kohya.safetensors"), deltas
 
 
-def peft_adapter(base: Path, folder: Path) -> Path:
+def peft_adapter(base: Path, folder: Path, *, use_dora: bool = False) -> Path:
     """Let peft write an adapter of several ranks and strengths."""
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
     config = peft.LoraConfig(
@@ -158,13 +158,14 @@ def peft_adapter(base: Path, folder: Path) -> Path:
         target_modules=["q_proj", "down_proj"],
         rank_pattern={"model.layers.1.mlp.down_proj": 7},
         use_rslora=True,
+        use_dora=use_dora,
         task_type="CAUSAL_LM",
     )
     found = peft.get_peft_model(model, config)
     with torch.random.fork_rng():
         torch.manual_seed(2)
         for name, tensor in found.named_parameters():
-            if "lora_" in name:
+            if "lora_A" in name or "lora_B" in name:
                 torch.nn.init.normal_(tensor)
     found.save_pretrained(folder)
     return folder

@@ -15,7 +15,7 @@ from lora_cli.lora.factors import Factors, few
 
 LEAVES = (".lora_down.weight", ".lora_up.weight")
 _ALPHA = ".alpha"
-_PREFIX = re.compile(r"lora_(unet|te\d*|transformer|prior)_")
+_PREFIX = re.compile(r"lora_[a-z]+\d*_")
 
 
 def read_kohya(file: ForeignFile, *, base: Base | None, alpha: float | None) -> Found:

@@ -10,11 +10,14 @@ import torch
 from foreign_adapters import (
     SHAPES,
     added_logits,
+    fails,
     kohya,
     loralib,
     mlx,
+    peft_adapter,
     peft_logits,
     torchtune,
+    write_adapter,
 )
 from safetensors.torch import load_file
 
@@ -95,3 +98,27 @@ def test_less_rank_is_the_closest_update(
     for name, found in done.lines[0]["layers"].items():
         alpha = config["alpha_pattern"].get(name, config["lora_alpha"])
         assert alpha / config["r"] ** 0.5 == pytest.approx(found["scale"], rel=1e-9)
+
+
+def test_dora_takes_more_rank_and_no_less(llama: Path, convert: Any, tmp_path: Path) -> None:
+    adapter = peft_adapter(llama, tmp_path / "dora", use_dora=True)
+    fails(convert(adapter, "r=2"), "convert.rank", "DoRA magnitude")
+    assert not (tmp_path / "out").exists()
+    done = convert(adapter, "r=8", f"base={llama}")
+    assert done.code == 0, done.err
+    torch.testing.assert_close(
+        peft_logits(llama, tmp_path / "out"), peft_logits(llama, adapter), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_what_has_no_factors_of_its_own_keeps_its_rank(convert: Any, tmp_path: Path) -> None:
+    config = {"peft_type": "VERA", "target_modules": ["q"], "r": 2, "base_model_name_or_path": "x"}
+    tensors = {
+        "base_model.vera_A": torch.ones(2, 3),
+        "base_model.vera_B": torch.ones(5, 2),
+        "base_model.model.q.vera_lambda_b": torch.ones(5),
+        "base_model.model.q.vera_lambda_d": torch.ones(2),
+    }
+    write_adapter(tmp_path / "vera", tensors, config)
+    fails(convert(tmp_path / "vera", "r=1"), "convert.rank", "it is of vera")
+    assert convert(tmp_path / "vera").code == 0
