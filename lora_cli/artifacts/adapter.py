@@ -25,6 +25,7 @@ from lora_cli.artifacts.commit import (
     describe_files,
     document_sha256,
 )
+from lora_cli.artifacts.foreign_marks import is_foreign
 from lora_cli.artifacts.peft_format import PeftAdapter, load_peft, peft_files
 from lora_cli.artifacts.peft_prefix import is_prefix, load_prefix, prefix_files
 from lora_cli.artifacts.tuned import TUNED_FILE, Tuned, load_tuned, tuned_files
@@ -86,6 +87,8 @@ def find_subject(path: str) -> Subject:
     # Unlike `Path.exists`, this says of a name that is too long that it is not there.
     if not os.path.exists(path):  # noqa: PTH110
         raise _not_found(path, "does not exist")
+    if folder.is_dir() and is_foreign(folder):
+        raise _foreign(path)
     if _is_adapter(folder):
         is_in_run = (folder.parent / "config.yaml").is_file() and folder.name == "adapter"
         return Subject(adapter=folder, run=folder.parent if is_in_run else None)
@@ -95,11 +98,18 @@ def find_subject(path: str) -> Subject:
         why = "has no adapter yet, since the run ended before its first evaluation"
         recipe, run = shlex.quote(str(folder / "recipe.yaml")), shlex.quote(f"run.dir={folder}")
         raise _not_found(path, why, fix=f"lora-cli train {recipe} {run} --resume")
+    if is_foreign(folder):
+        raise _foreign(path)
     raise _not_found(path, f"has no {' or '.join(_MARKS)}")
 
 
 def _is_adapter(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _MARKS)
+
+
+def _foreign(path: str) -> UserError:
+    convert = shlex.join(["lora-cli", "convert", f"adapter={path}", "base=DIR", "output=DIR"])
+    return _not_found(path, "is in the format of another program", fix=convert)
 
 
 def _not_found(

@@ -39,7 +39,7 @@ HYDRA_FLAGS: dict[str, tuple[str, ...]] = {
 # Flags that only some commands read.
 COMMANDS_OF_FLAG: dict[str, tuple[str, ...]] = {
     "--resume": ("train",),
-    "--overwrite": ("train", "eval", "predict", "merge", "export", "extract"),
+    "--overwrite": ("train", "eval", "predict", "merge", "export", "extract", "convert"),
     "--config-name": ("train",),
 }
 # Settings that a subject sets; a command has one of them at most.

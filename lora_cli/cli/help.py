@@ -62,6 +62,10 @@ EXAMPLES = {
         "lora-cli check runs/NAME",
         "lora-cli check adapter/ for=[vllm,llama.cpp] base=DIR --json",
     ),
+    "convert": (
+        "lora-cli convert adapter=DIR base=DIR output=adapter/",
+        "lora-cli convert adapter=runs/NAME r=4 output=smaller/",
+    ),
 }
 
 FLAGS = (
@@ -88,6 +92,7 @@ _SUBJECTS = {
     "targets": "",
     "tasks": " [WORDS]",
     "models": " [WORDS]",
+    "convert": "",
 }
 
 

@@ -1,13 +1,11 @@
 """`lora-cli extract`: the difference of two checkpoints as an adapter, in the format of PEFT."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 
 from lora_cli.artifacts.commit import commit_folder
@@ -15,6 +13,7 @@ from lora_cli.artifacts.merged import check_output
 from lora_cli.artifacts.peft_format import PeftAdapter, peft_files
 from lora_cli.artifacts.room import make_room
 from lora_cli.commands.display import Display
+from lora_cli.commands.locating import about
 from lora_cli.commands.options import Options
 from lora_cli.config.composed import Composed
 from lora_cli.config.extraction import ExtractConfig
@@ -25,8 +24,8 @@ from lora_cli.lora.kinds import dense_weight, is_conv1d, is_linear, is_quantized
 from lora_cli.lora.patterns import is_inside
 from lora_cli.lora.settings import LoraSettings
 from lora_cli.models.base import BaseModel, load_base, load_config
-from lora_cli.models.folders import KEY
 from lora_cli.models.sources import ModelSource, resolve_model
+from lora_cli.tasks.stored_head import find_head
 from lora_cli.tasks.table import FAMILIES
 
 
@@ -54,9 +53,9 @@ class Difference:
 def run(composed: Composed, options: Options, display: Display) -> int:
     """Compare the checkpoints, write the adapter, and return the exit code."""
     config: ExtractConfig = composed.config
-    with _about("base"):
+    with about("base"):
         source = resolve_model(config.base or "", processor=None)
-    with _about("tuned"):
+    with about("tuned"):
         tuned_source = resolve_model(config.tuned or "", processor=None)
     output = Path(config.output or "")
     inputs = [source.folder, tuned_source.folder]
@@ -88,24 +87,6 @@ def run(composed: Composed, options: Options, display: Display) -> int:
     return 0
 
 
-@contextmanager
-def _about(key: str) -> Iterator[None]:
-    """Say of the problems of a checkpoint which setting named it: it was not model.path."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError([_renamed(problem, key) for problem in error.problems]) from error
-
-
-def _renamed(problem: Problem, key: str) -> Problem:
-    if problem.key != KEY:
-        return problem
-    # What comes after is another model, which would be no help.
-    fix = (problem.fix or "").partition(", or ")[0].replace(KEY, key)
-    message = problem.message.replace(f"`{KEY}`", f"`{key}`")
-    return replace(problem, message=message, key=key, fix=fix or None)
-
-
 def _load(source: ModelSource, tuned: ModelSource) -> tuple[BaseModel, nn.Module, str | None]:
     """Load both checkpoints with the head that the tuned one has.
 
@@ -113,20 +94,20 @@ def _load(source: ModelSource, tuned: ModelSource) -> tuple[BaseModel, nn.Module
         UserError: If one cannot be loaded, the tuned one is not whole, or they are of different
             architectures.
     """
-    with _about("tuned"):
+    with about("tuned"):
         settings = load_config(tuned)
-    with _about("base"):
+    with about("base"):
         of_base = load_config(source)
     if settings.model_type != of_base.model_type:
         raise UserError(_unlike(f"one is {of_base.model_type}, the other {settings.model_type}"))
     auto_class, task_type = _head(settings)
-    with _about("tuned"):
+    with about("tuned"):
         loaded = load_base(tuned, auto_class=auto_class, options={}, dtype="auto", seed=0)
     if loaded.new_keys:
         raise UserError(_unlike(f"the tuned one lacks {loaded.new_keys[0]}"))
     # The names of the labels may differ: no output changes its meaning, all are written.
     options = {"num_labels": settings.num_labels}
-    with _about("base"):
+    with about("base"):
         base = load_base(source, auto_class=auto_class, options=options, dtype="auto", seed=0)
     mine, other = base.model.state_dict(), loaded.model.state_dict()
     for name, tensor in other.items():
@@ -141,13 +122,9 @@ def _head(config: Any) -> tuple[str, str | None]:
     Raises:
         UserError: If it has a head of no task family, which would be left out without a word.
     """
+    if (head := find_head(config)) is not None:
+        return head
     names = config.architectures or ()
-    known = [(family.auto_class, family.task_type) for family in FAMILIES.values()]
-    for auto_class, task_type in [*known, ("AutoModel", None)]:
-        classes = getattr(transformers, auto_class)._model_mapping.get(type(config), ())
-        for cls in classes if isinstance(classes, tuple) else (classes,):
-            if cls.__name__ in names:
-                return auto_class, task_type
     raise UserError(
         Problem(
             id="extract.unknown-head",

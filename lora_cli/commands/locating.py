@@ -3,13 +3,35 @@
 Nothing here loads a model.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from lora_cli.artifacts.adapter import MERGED_BASE, AdapterRecord, Subject
 from lora_cli.config.commands import TrainConfig
 from lora_cli.errors import Problem, UserError
+from lora_cli.models.folders import KEY
 from lora_cli.models.integrity import changed_settings
 from lora_cli.models.sources import ModelSource
+
+
+@contextmanager
+def about(key: str) -> Iterator[None]:
+    """Say of the problems of a checkpoint which setting named it: it was not model.path."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError([_renamed(problem, key) for problem in error.problems]) from error
+
+
+def _renamed(problem: Problem, key: str) -> Problem:
+    if problem.key != KEY:
+        return problem
+    # What comes after is another model, which would be no help.
+    fix = (problem.fix or "").partition(", or ")[0].replace(KEY, key)
+    message = problem.message.replace(f"`{KEY}`", f"`{key}`")
+    return replace(problem, message=message, key=key, fix=fix or None)
 
 
 def base_path(config: TrainConfig, record: AdapterRecord, subject: Subject) -> str:

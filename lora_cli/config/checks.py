@@ -15,6 +15,7 @@ from lora_cli.config.commands import (
     TargetsConfig,
     TrainConfig,
 )
+from lora_cli.config.conversion import check_convert
 from lora_cli.config.distributed import check_distributed, check_sharding, check_shares
 from lora_cli.config.duration import parse_duration
 from lora_cli.config.exporting import ExportConfig
@@ -322,6 +323,7 @@ CHECKS: dict[str, tuple[_Check, ...]] = {
     "status": (_check_subject,),
     "tasks": (),
     "models": (),
+    "convert": (check_convert,),
     "targets": (_check_model, _check_unused, _check_targets, *LORA_CHECKS),
     "check": (_check_subject, check_for),
 }

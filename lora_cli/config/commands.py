@@ -5,6 +5,7 @@ from typing import Literal
 
 from lora_cli.config.adapters import LoraConfig
 from lora_cli.config.chat import TalkConfig
+from lora_cli.config.conversion import ConvertConfig
 from lora_cli.config.distributed import DistributedConfig
 from lora_cli.config.exporting import ExportConfig
 from lora_cli.config.extraction import ExtractConfig
@@ -250,4 +251,5 @@ COMMANDS: dict[str, type] = {
     "tasks": TasksConfig,
     "models": ModelsConfig,
     "check": CheckConfig,
+    "convert": ConvertConfig,
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from foreign_adapters import peft_adapter, write_llama
 from trained_run import TrainedRun
 
 COLOURS = {"grass": "green", "snow": "white", "coal": "black", "sky": "blue", "blood": "red"}
@@ -142,3 +143,26 @@ def chat_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         transformers.LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama, to which adapters of other programs belong."""
+    return write_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def written_by_peft(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter on it that peft wrote."""
+    return peft_adapter(llama, tmp_path_factory.mktemp("peft"))
+
+
+@pytest.fixture
+def convert(run_cli: Any, tmp_path: Path) -> Callable[..., Any]:
+    """Function: `convert(folder, "r=4")` converts into `out`, and returns what was said."""
+
+    def run(adapter: Path, *more: str) -> Any:
+        output = f"output={tmp_path / 'out'}"
+        return run_cli("convert", f"adapter={adapter}", output, "--json", *more, cwd=tmp_path)
+
+    return run

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from error_folders import make_changed, make_foreign, write_data
 
 from lora_cli.artifacts.commit import document_sha256
-from lora_cli.models.integrity import write_manifest
 
 SNAPSHOT = Path(__file__).with_name("error_texts.txt")
 RULER = "=" * 88
@@ -155,6 +155,17 @@ CASES = {
     "check of nothing": "check",
     "check for no program": "check RUN for=[]",
     "check against no model": "check RUN base=./none",
+    "convert of nothing": "convert",
+    "convert of a pickle": "convert adapter=foreign/lora.pt output=new",
+    "convert of no known format": "convert adapter=foreign/unclear.safetensors output=new",
+    "convert of half a pair": "convert adapter=foreign/half.safetensors base=MODEL alpha=8"
+    " output=new",
+    "convert without base and alpha": "convert adapter=foreign/whole.safetensors output=new",
+    "convert of layers of another model": "convert adapter=foreign/whole.safetensors base=MODEL"
+    " alpha=8 output=new",
+    "convert with a strength that is known": "convert adapter=RUN alpha=8 output=new",
+    "convert on another base": "convert adapter=RUN base=BASE2 output=new",
+    "eval of an adapter of another program": "eval foreign/whole.safetensors",
 }
 # What else a case finds in its environment.
 VARIABLES = {
@@ -162,34 +173,6 @@ VARIABLES = {
     "DeepSpeed": {"ACCELERATE_USE_DEEPSPEED": "true"},
     "several processes to evaluate": {"WORLD_SIZE": "2"},
 }
-
-
-def write_data(folder: Path) -> None:
-    texts = {
-        "empty.jsonl": "",
-        "header.csv": "text,label\n",
-        "nolabel.csv": "text,stars_given\na,1\nb,2\n",
-        "nocolumn.csv": "body_text,n\na,1\n",
-        "oneclass.csv": "text,label\n" + "".join(f"text {n},pos\n" for n in range(20)),
-        "nulls.csv": "text,label\na,sad\nb,joy\n",
-        "nulls.jsonl": '{"text": null, "label": "x"}\n'
-        + "".join(f'{{"text": "text {n}", "label": "{"xy"[n % 2]}"}}\n' for n in range(19)),
-        "broken.jsonl": '{"text": "a", "label": "x"}\n{"text": "b" "label": "y"}\n',
-        "flags.csv": "text,rude,toxic\na,1,0\nb,yes,0\nc,0,\n",
-        "words.conll": "New B-LOC\nYork I-LOC\n\nyes O\nno\n",
-        "unseen/train.csv": "text,label\n" + "".join(f"text {n},{'xy'[n % 2]}\n" for n in range(9)),
-        "unseen/validation.csv": "text,label\nother,x\nanother,z\n",
-        "broken.yaml": "lora: {r: 4\nseed: 1\n",
-        "hydra.yaml": "defaults: [{task: sst2}]\nhydra: {job: {name: x}}\n",
-        "target.yaml": "model: {_target_: os.system}\n",
-        "package.yaml": "defaults: [{model@hydra.launcher: bert}]\n",
-        "defaults.yaml": "defaults: [{override hydra/launcher: joblib}]\n",
-        "unknown.yaml": "seed: 1\nlora:\n  rnak: 4\n",
-        "taken/thesis.tex": "years of work",
-    }
-    for name, text in texts.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(text)
 
 
 @pytest.fixture(scope="module")
@@ -212,41 +195,8 @@ def folder(
     document = {**json.loads(record.read_text()), "state": {}}
     record.write_text(json.dumps({**document, "sha256": document_sha256(document)}))
     make_changed(folder, tiny_run)
+    make_foreign(folder / "foreign")
     return folder
-
-
-def make_changed(folder: Path, tiny_run: Any) -> None:
-    """Copy adapter, base and merged model, and change one file of each."""
-    shutil.copytree(tiny_run.path / "adapter", folder / "changed")
-    flip(folder / "changed" / "adapter_model.safetensors")
-    shutil.copytree(tiny_run.base, folder / "reworded-base")
-    path = folder / "reworded-base" / "tokenizer.json"
-    path.write_bytes(path.read_bytes().replace(b'"movie"', b'"nevio"'))
-    shutil.copytree(tiny_run.base, folder / "merged-wrong")
-    write_manifest(folder / "merged-wrong")
-    flip(folder / "merged-wrong" / "model.safetensors")
-    for name in ("hurt", "half", "based", "reworded", "rowed"):
-        shutil.copytree(tiny_run.path, folder / name)
-        (folder / name / "result.json").unlink()
-    for path in (folder / "hurt" / "checkpoints").iterdir():
-        path.rename(path.with_name(f".corrupt-{path.name}-01234567"))
-    (folder / "half" / "checkpoints" / "step-00000004" / "progress.json").write_bytes(b"{}")
-    # As if the run had been started on something else.
-    change_facts(folder / "based", base_sha256="0" * 64)
-    change_facts(folder / "reworded", base_settings={"config.json": "0" * 64})
-    change_facts(folder / "rowed", rows_sha256="0" * 64)
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-
-
-def change_facts(run: Path, **facts: Any) -> None:
-    for path in (run / "checkpoints").glob("step-*/MANIFEST.json"):
-        document = {**json.loads(path.read_bytes()), **facts}
-        path.write_text(json.dumps({**document, "sha256": document_sha256(document)}))
 
 
 @pytest.fixture(scope="module")
