@@ -4,7 +4,7 @@ import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -55,29 +55,41 @@ class Comparison:
     Attributes:
         rows: Rows compared.
         max_abs_difference: Largest difference of any output value.
+        mean_abs_difference: Mean difference of all output values, without sign.
         max_abs_value: Largest output value of the adapter, without its sign.
         agreement: Share of output vectors whose largest value is at the same place.
+        metrics: Of the adapter and of the other form, as far as they are numbers.
+        main: The metric that the task is judged by.
     """
 
     rows: int
     max_abs_difference: float
+    mean_abs_difference: float
     max_abs_value: float
     agreement: float
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    main: str = ""
 
     @property
     def text(self) -> str:
         """The comparison in one line."""
-        return (
+        said = (
             f"{self.rows} rows: largest difference {self.max_abs_difference:.2e}, "
-            f"same decision in {100 * self.agreement:.2f} %"
+            f"mean {self.mean_abs_difference:.2e}, same decision in {100 * self.agreement:.2f} %"
         )
+        values = [found[self.main] for found in self.metrics.values() if self.main in found]
+        if len(values) < 2:
+            return said
+        return f"{said}; {self.main} {values[0]:.4f} before, {values[1]:.4f} after"
 
-    def as_json(self) -> dict[str, float]:
+    def as_json(self) -> dict[str, Any]:
         """Return the numbers by name."""
         return {
             "rows": self.rows,
             "max_abs_difference": self.max_abs_difference,
+            "mean_abs_difference": self.mean_abs_difference,
             "agreement": self.agreement,
+            "metrics": self.metrics,
         }
 
 
@@ -188,9 +200,11 @@ def check_same(
     Raises:
         RunFailedError: If they are further apart than rounding to `dtype` explains.
     """
-    comparison, tolerance = compare(probe, model, dtype)
+    outputs = outputs_of(probe, model)
+    comparison = compare_outputs(probe, outputs)
+    tolerance = _tolerance(comparison, dtype)
     if comparison.max_abs_difference <= tolerance:
-        return comparison
+        return with_metrics(comparison, probe, outputs, what=what)
     raise RunFailedError(
         Problem(
             id=f"{_COMMANDS[what]}.differs",
@@ -228,9 +242,13 @@ def compare(
     The second is below every difference where the adapter's outputs are no numbers.
     """
     comparison = compare_outputs(probe, outputs_of(probe, model))
+    return comparison, _tolerance(comparison, dtype)
+
+
+def _tolerance(comparison: Comparison, dtype: torch.dtype) -> float:
     size = max(1, comparison.max_abs_value)
     tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.float32]) * size
-    return comparison, tolerance if math.isfinite(tolerance) else -1.0
+    return tolerance if math.isfinite(tolerance) else -1.0
 
 
 def outputs_of(probe: Probe, model: Callable[..., Any]) -> list[Mapping[str, torch.Tensor]]:
@@ -240,16 +258,39 @@ def outputs_of(probe: Probe, model: Callable[..., Any]) -> list[Mapping[str, tor
 
 def compare_outputs(probe: Probe, outputs: Sequence[Mapping[str, torch.Tensor]]) -> Comparison:
     """Return how far outputs on the rows of the probe are from the adapter's."""
-    largest, size, same, vectors = 0.0, 0.0, 0, 0
+    largest, total, count, size, same, vectors = 0.0, 0.0, 0, 0.0, 0, 0
     for expected, found in zip(probe.outputs, outputs, strict=True):
         for name, value in expected.items():
-            difference = (value.float() - found[name].float().to(value.device)).abs().max()
+            difference = (value.float() - found[name].float().to(value.device)).abs()
             # `max` would pass over a NaN.
-            largest = max(largest, float(difference.nan_to_num(nan=torch.inf)))
+            largest = max(largest, float(difference.max().nan_to_num(nan=torch.inf)))
+            total, count = total + float(difference.double().sum()), count + difference.numel()
             size = max(size, float(value.abs().max()))
             agree = value.argmax(-1).cpu() == found[name].argmax(-1).cpu()
             same, vectors = same + int(agree.sum()), vectors + agree.numel()
-    return Comparison(probe.rows, largest, size, same / vectors)
+    return Comparison(probe.rows, largest, total / count, size, same / vectors)
+
+
+def with_metrics(
+    comparison: Comparison,
+    probe: Probe,
+    outputs: Sequence[Mapping[str, torch.Tensor]],
+    *,
+    what: str,
+) -> Comparison:
+    """Return a comparison with the task's metrics of both, the other form's under `what`."""
+    metrics = {"adapter": _metrics(probe, probe.outputs), what: _metrics(probe, outputs)}
+    return replace(comparison, metrics=metrics, main=probe.task.metric)
+
+
+def _metrics(probe: Probe, outputs: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+    predictions = [
+        prediction
+        for found, batch in zip(outputs, probe.batches, strict=True)
+        for prediction in probe.task.decode({name: x.cpu() for name, x in found.items()}, batch)
+    ]
+    metrics = probe.task.metrics(predictions)
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _run(

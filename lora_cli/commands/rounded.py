@@ -1,7 +1,6 @@
 """Comparing an export whose numbers are coarser: how far it is, and whether that is rounding."""
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from lora_cli.commands.merging import (
     Probe,
     compare_outputs,
     outputs_of,
+    with_metrics,
 )
 from lora_cli.errors import Problem, RunFailedError
 from lora_cli.training.runtime import default_device
@@ -31,40 +31,28 @@ class Rounded:
 
     Attributes:
         comparison: On the rows of the probe.
-        mean: The mean of the differences, without sign.
         bound: The largest difference that its format explains.
         mean_bound: The largest mean that its format explains.
-        metrics: Of the adapter and of the exported form, on the same rows.
-        main: The metric that the task is judged by.
     """
 
     comparison: Comparison
-    mean: float
     bound: float
     mean_bound: float
-    metrics: Mapping[str, Mapping[str, float]]
-    main: str
 
     @property
     def text(self) -> str:
         """The comparison in one line."""
-        before, after = (self.metrics[name].get(self.main) for name in ("adapter", "exported"))
-        said = (
-            f"{self.comparison.text}, mean difference {self.mean:.2e}; rounding explains "
-            f"{self.bound:.2e} and {self.mean_bound:.2e}"
+        return (
+            f"{self.comparison.text}; rounding explains differences of {self.bound:.2e}, and of "
+            f"{self.mean_bound:.2e} on average"
         )
-        if before is None or after is None:
-            return said
-        return f"{said}; {self.main} {before:.4f} before, {after:.4f} after"
 
     def as_json(self) -> dict[str, Any]:
         """Return the numbers by name."""
         return {
             **self.comparison.as_json(),
-            "mean_abs_difference": self.mean,
             "bound": self.bound,
             "mean_bound": self.mean_bound,
-            "metrics": self.metrics,
         }
 
 
@@ -87,16 +75,14 @@ def check_rounded(
     found = compare_outputs(probe, outputs)
     moved, moved_mean = _moved_by(probe, model.to(default_device()), noise, seed=seed)
     plain = TOLERANCE.get(model.dtype, TOLERANCE[torch.float32]) * max(1.0, found.max_abs_value)
-    metrics = {"adapter": _metrics(probe, probe.outputs), "exported": _metrics(probe, outputs)}
     result = Rounded(
-        comparison=found,
-        mean=_mean_difference(probe, outputs),
+        comparison=with_metrics(found, probe, outputs, what="exported"),
         bound=plain + _FACTOR * moved,
         mean_bound=plain + _MEAN_FACTOR * moved_mean,
-        metrics=metrics,
-        main=probe.task.metric,
     )
-    is_near = found.max_abs_difference <= result.bound and result.mean <= result.mean_bound
+    is_near = (
+        found.max_abs_difference <= result.bound and found.mean_abs_difference <= result.mean_bound
+    )
     if not is_near or not math.isfinite(result.bound):
         raise RunFailedError(
             Problem(
@@ -118,27 +104,7 @@ def _moved_by(probe: Probe, model: Any, noise: Noise, *, seed: int) -> tuple[flo
         generator = torch.Generator().manual_seed(seed + number)
         with noise(model, generator):
             outputs = outputs_of(probe, model)
-        largest = max(largest, compare_outputs(probe, outputs).max_abs_difference)
-        mean = max(mean, _mean_difference(probe, outputs))
+        found = compare_outputs(probe, outputs)
+        largest = max(largest, found.max_abs_difference)
+        mean = max(mean, found.mean_abs_difference)
     return largest, mean
-
-
-def _mean_difference(probe: Probe, outputs: Sequence[Mapping[str, torch.Tensor]]) -> float:
-    """Return the mean difference of all output values, without sign."""
-    total, count = 0.0, 0
-    for expected, found in zip(probe.outputs, outputs, strict=True):
-        for name, value in expected.items():
-            difference = (value.float() - found[name].float().to(value.device)).abs()
-            total += float(difference.double().sum())
-            count += difference.numel()
-    return total / count
-
-
-def _metrics(probe: Probe, outputs: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:
-    task = probe.task
-    predictions = [
-        prediction
-        for found, batch in zip(outputs, probe.batches, strict=True)
-        for prediction in task.decode(found, batch)
-    ]
-    return task.metrics(predictions)

@@ -89,7 +89,8 @@ def test_every_format_says_what_it_wrote_and_how_far_it_is(
 ) -> None:
     result = export(run_cli, tiny_run, f"format={format_}", f"output={tmp_path}/x")
     assert set(result) == {
-        *("output", "format", "rows", "max_abs_difference", "agreement", "bytes")
+        *("output", "format", "bytes", "rows", "agreement", "metrics"),
+        *("max_abs_difference", "mean_abs_difference"),
     }
     assert result["format"] == format_
     assert [path.name for path in tmp_path.iterdir()] == ["x"]

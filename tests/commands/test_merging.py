@@ -15,6 +15,14 @@ class PlainTask:
     def forward(self, model: Any, batch: Any) -> StepOutput:
         return StepOutput(torch.zeros(()), 0, {"logits": model(batch["x"])})
 
+    metric = "first"
+
+    def decode(self, outputs: Any, batch: Any) -> list[float]:
+        return [float(row[0]) for row in outputs["logits"]]
+
+    def metrics(self, predictions: list[float]) -> dict[str, float]:
+        return {"first": sum(predictions) / len(predictions), "none": float("nan")}
+
 
 def probe_of(*batches: list[list[float]]) -> Any:
     tensors = [torch.tensor(batch) for batch in batches]
@@ -30,8 +38,12 @@ def test_difference_and_agreement_are_counted_over_all_batches() -> None:
     found = check_same(probe, lambda x: x + 5e-5, torch.float32, what="merged")
     assert found.rows == 3
     assert found.max_abs_difference == pytest.approx(5e-5, rel=0.02)
+    assert found.mean_abs_difference == pytest.approx(5e-5, rel=0.02)
     assert found.agreement == 1.0
     assert "3 rows: largest difference 5.0" in found.text
+    assert found.text.endswith("; first 0.6667 before, 0.6667 after")
+    assert found.metrics["merged"]["first"] == pytest.approx(2 / 3 + 5e-5)
+    assert set(found.metrics["adapter"]) == {"first"}
     assert found.as_json()["rows"] == 3
 
 

@@ -55,10 +55,14 @@ def test_what_noise_explains_passes_and_both_metrics_are_told() -> None:
     model = Plain()
     rounded = check_rounded(probe(), lambda x: x + torch.tensor([0.0, 0.03]), model, noise)
     assert rounded.bound == pytest.approx(4 * 0.01 + 1e-4)
-    assert rounded.metrics == {"adapter": {"accuracy": 1.0}, "exported": {"accuracy": 0.5}}
+    assert rounded.comparison.metrics == {
+        "adapter": {"accuracy": 1.0},
+        "exported": {"accuracy": 0.5},
+    }
     assert rounded.text == (
-        "2 rows: largest difference 3.00e-02, same decision in 50.00 %, mean difference 1.50e-02; "
-        "rounding explains 4.01e-02 and 2.01e-02; accuracy 1.0000 before, 0.5000 after"
+        "2 rows: largest difference 3.00e-02, mean 1.50e-02, same decision in 50.00 %; "
+        "accuracy 1.0000 before, 0.5000 after; rounding explains differences of 4.01e-02, and of "
+        "2.01e-02 on average"
     )
     assert set(rounded.as_json()) == {
         *("rows", "max_abs_difference", "mean_abs_difference", "agreement"),
