@@ -214,28 +214,31 @@ def collate(task: Any, features: Sequence[Any]) -> dict[str, torch.Tensor]:
     return {**batch["inputs"], "labels": ids.masked_fill(~batch["learned"], -100)}
 
 
-def run_theirs(args: argparse.Namespace, turns: Turns) -> None:
-    """Train with PEFT and the Trainer of transformers, at their defaults but for the options."""
+def adapted_by_peft(args: argparse.Namespace, labels: int) -> nn.Module:
+    """Return the base model with PEFT's adapters, at their start."""
     import peft
     import transformers
 
-    task, order, labels = batches_of(args)
     more = {"num_labels": labels} if labels else {}
     folder = resolve_model(args.model).folder
     base = getattr(transformers, CLASSES[args.case]).from_pretrained(
         folder, dtype=torch.float32, **more
     )
     kind = "SEQ_CLS" if args.case == "classification" else "CAUSAL_LM"
-    model = peft.get_peft_model(
-        base,
-        peft.LoraConfig(
-            task_type=kind,
-            r=R,
-            lora_alpha=ALPHA,
-            target_modules=list(TARGETS[args.case]),
-        ),
+    config = peft.LoraConfig(
+        task_type=kind, r=R, lora_alpha=ALPHA, target_modules=list(TARGETS[args.case])
     )
+    model: nn.Module = peft.get_peft_model(base, config)
     draw_start(model)
+    return model
+
+
+def run_theirs(args: argparse.Namespace, turns: Turns) -> None:
+    """Train with PEFT and the Trainer of transformers, at their defaults but for the options."""
+    import transformers
+
+    task, order, labels = batches_of(args)
+    model = adapted_by_peft(args, labels)
 
     class Sequential(transformers.Trainer):
         """Takes the rows as they come, unless it groups them."""

@@ -143,8 +143,7 @@ def prepare(
     dtypes, frozen = dtypes_of(base.model), own_frozen(base.model)
     used = replace(splits, rows=_rows_to_use(splits, config, display))
     if config.strategy.name in WITH_LORA:
-        again = trained_again(start, base.model)
-        changed = _adapt(base, config, task, processor, again, used.rows["train"], source, display)
+        changed = _adapt(base, config, task, processor, start, used.rows["train"], source, display)
     else:
         changed = _apply(base, config, display)
     _show_model(display, base.model, source, changed)
@@ -235,13 +234,14 @@ def _adapt(
     config: TrainConfig,
     task: Task,
     processor: Any,
-    again: tuple[str, ...],
+    start: Start | None,
     rows: Sequence[Row],
     source: ModelSource,
     display: Display,
 ) -> _Changed:
-    """Put low-rank updates into the base; modules of `again` are trained whole as well."""
-    model, whole = base.model, (*config.lora.modules_to_save, *again)
+    """Put low-rank updates into the base; what `start` trained whole is trained so again."""
+    model = base.model
+    whole = (*config.lora.modules_to_save, *trained_again(start, model))
     plan = plan_adapter(
         model,
         replace(config.lora, modules_to_save=whole),

@@ -7,7 +7,8 @@ on it, and the model goes on with these alone. Where what the model returns is w
 unchanged, the head is run on a slice of them at a time, and no tensor of N x V numbers is made.
 
 Which of this a model allows is found out once, from one line of the first batch: random scores are
-put in the place of what the head gave, and looked for in what the model returns.
+put in the place of what the head gave, and looked for in what the model returns. Images are left
+out of it.
 
 Shapes: W lines of T tokens, N places that are read, H hidden units, V entries of the vocabulary.
 """
@@ -34,6 +35,8 @@ Reader = Callable[[nn.Module, torch.Tensor, int], torch.Tensor]
 _SPREAD = 40.0
 # Tokens of the line that this is found out with.
 _SAMPLE = 16
+# What a model that is not made for texts alone may run into.
+_FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)
 # Inputs with something for each token.
 _OF_TOKENS = {
     "input_ids",
@@ -200,12 +203,22 @@ def _use_of(head: nn.Module, model: Any, inputs: Inputs) -> HeadUse:
 def _find_use(head: nn.Module, model: Any, inputs: Inputs) -> HeadUse:
     """Put random scores in the place of the head's, and see what the model makes of them."""
     tensors = {name: x for name, x in inputs.items() if isinstance(x, torch.Tensor)}
-    shape = tensors.get("decoder_input_ids", tensors.get("input_ids", torch.empty(0))).shape
-    # Images and sounds cannot be cut as tokens can.
-    if len(shape) != 2 or not tensors.keys() <= _OF_TOKENS:
+    tokens = {name: x[:1, :_SAMPLE] for name, x in tensors.items() if name in _OF_TOKENS}
+    shape = tokens.get("decoder_input_ids", tokens.get("input_ids", torch.empty(0))).shape
+    if len(shape) != 2:
         return _WHOLE
-    line = {**inputs, **{name: x[:1, :_SAMPLE] for name, x in tensors.items()}}
-    every_T = torch.ones(1, min(shape[1], _SAMPLE), dtype=torch.bool)
+    # Without images: what is found must not depend on whether the first batch had any.
+    line = {**{name: x for name, x in inputs.items() if name not in tensors}, **tokens}
+    try:
+        return _find_use_in(line, head, model, shape)
+    except _FAILURES:
+        if tokens.keys() == tensors.keys():
+            raise
+        return _WHOLE
+
+
+def _find_use_in(line: Inputs, head: nn.Module, model: Any, shape: torch.Size) -> HeadUse:
+    every_T = torch.ones(shape, dtype=torch.bool)
     some_T = every_T.clone()
     some_T[:, 1::2] = False
     given, found = _probe(head, model, line, some_T)

@@ -1,6 +1,7 @@
 """Whether a model says the same without padding, tried on two real rows."""
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from lora_cli.training.runtime import move_to
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 _COARSE = 5e-2
 _LONGER = 1.5
+# Rows that two are chosen from.
+_LOOKED_AT = 256
 # What a model that is not made for it may run into.
 _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)
 
@@ -99,10 +102,22 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _two_lengths(rows: Sequence[Features]) -> tuple[Features, Features] | None:
-    """Return two short rows of different length, None where all are of one."""
-    ranked = sorted(rows, key=lambda row: int(row["length"]))
-    if not ranked or ranked[0]["length"] == ranked[-1]["length"]:
+    """Return two short rows of different length, None where all are of one.
+
+    They are looked for among the first rows, and behind these only where they are all of one
+    length: each row is decoded when it is asked for, and all of them may not fit into memory.
+    """
+    ranked = sorted(islice(rows, _LOOKED_AT), key=_length)
+    if not ranked:
         return None
-    first = ranked[0]
-    longer = (row for row in ranked if row["length"] >= _LONGER * first["length"])
-    return first, next(longer, ranked[-1])
+    first, last = ranked[0], ranked[-1]
+    if _length(first) == _length(last):
+        others = (row for row in islice(rows, _LOOKED_AT, None) if _length(row) != _length(first))
+        other = next(others, None)
+        return None if other is None else (first, other)
+    longer = (row for row in ranked if _length(row) >= _LONGER * _length(first))
+    return first, next(longer, last)
+
+
+def _length(row: Features) -> int:
+    return int(row["length"])

@@ -34,7 +34,6 @@ COVERED_ELSEWHERE = {
     "__main__.py": "one call; every test that starts `python -m lora_cli` runs it",
     "log.py": "one line; nothing to test",
     "errors.py": "tests/contract/test_error_texts.py pins every error as printed",
-    "data/types.py": "plain values without behaviour beyond a property",
     "tasks/contract.py": "a protocol; tests/tasks shows that the family keeps it",
     "training/events.py": "plain values without behaviour",
 }

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ def run_forked(arguments: list[str], *, cwd: Path, first: Callable[[], Any] = la
 def at_places(act: Callable[[Place], None], *, ids: Path | None = None) -> None:
     """Call `act` at each place of a run in this process: in a forward pass, beside each write.
 
+    The passes that find out whether a model trains without padding are not among them.
+
     Args:
         act: Gets the name of the place and how often it was reached.
         ids: File that gets a line for each optimizer step with the rows that it trains on.
@@ -71,18 +74,33 @@ def at_places(act: Callable[[Place], None], *, ids: Path | None = None) -> None:
     from transformers import BertModel
 
     from lora_cli.artifacts import checkpoint, commit, run_dir
+    from lora_cli.commands import preparing
     from lora_cli.training import loop
 
     seen: Counter[str] = Counter()
     patch = pytest.MonkeyPatch()
+    choose, is_choosing = preparing.choose_padding, False
+
+    def choose_apart(*args: Any) -> bool:
+        nonlocal is_choosing
+        is_choosing = True
+        try:
+            return choose(*args)
+        finally:
+            is_choosing = False
+
+    patch.setattr(preparing, "choose_padding", choose_apart)
 
     def reach(name: str) -> None:
+        if is_choosing:
+            return
         seen[name] += 1
         act((name, seen[name]))
 
     def around(owner: Any, name: str, *, before: str, after: str | None = None) -> None:
         real = getattr(owner, name)
 
+        @wraps(real)
         def call(*args: Any, **kwargs: Any) -> Any:
             reach(before)
             result = real(*args, **kwargs)

@@ -19,6 +19,7 @@ from lora_cli.data.types import Row
 from lora_cli.errors import UserError
 from lora_cli.models.processors import load_processor
 from lora_cli.models.sources import resolve_model
+from lora_cli.tasks import output_head
 from lora_cli.tasks.image_chat import ImageChat
 
 FAMILY = ImageChat()
@@ -115,6 +116,26 @@ def test_tokens_and_loss_are_those_of_transformers(base: Path, squares: Path) ->
             found = task.forward(model, {**task.collate(json.loads(json.dumps(features))), **seed})
         assert found.count == count
         assert float(found.loss_sum) == pytest.approx(total, rel=1e-4)
+
+
+def test_how_the_head_is_used_does_not_depend_on_the_first_batch(base: Path, squares: Path) -> None:
+    """A run that is resumed meets another batch first, and must compute the same."""
+    config = settings(squares)
+    splits = FAMILY.load(config, seed=0)
+    task = FAMILY.build(config, splits.state, open_processor(base))
+    shown = splits.rows["train"][:2]
+    said = [{"role": "user", "content": "what ?"}, {"role": "assistant", "content": "it is red"}]
+    plain = replace(shown[0], id="plain", values={"messages": said, "images": []})
+    features = [task.encode(row) for row in (*shown, plain)]
+    losses, kinds = [], []
+    for first in (features[0], features[-1]):
+        model = open_model(base)
+        with torch.no_grad():
+            task.forward(model, {**task.collate([first]), "seed": 1})
+            losses.append(task.forward(model, {**task.collate(features), "seed": 1}).loss_sum)
+        kinds.append(output_head._KNOWN[model.get_output_embeddings()].kind)
+    assert kinds == ["slices", "slices"]
+    assert torch.equal(*losses)
 
 
 def test_passes_of_few_lines_get_their_own_images(

@@ -13,6 +13,7 @@ from torch import nn
 from lora_cli.config.language import CausalLanguageModelingConfig
 from lora_cli.data.types import Row
 from lora_cli.tasks.causal_language_modeling import CausalLanguageModelingTask
+from lora_cli.training import padding_trial
 from lora_cli.training.padding_trial import leave_out_padding
 
 _spec = importlib.util.spec_from_file_location(
@@ -115,6 +116,28 @@ def test_rows_of_one_length_have_none(made: Any) -> None:
     assert leave_out_padding(model, task, rows[:1] * 3) == ""
     assert leave_out_padding(model, task, []) == ""
     assert hooks(model) == 0
+
+
+def test_few_rows_are_looked_at(made: Any) -> None:
+    """All of them may not fit into memory."""
+    model, task, rows = made
+    ranked = sorted(rows, key=lambda row: int(row["length"]))
+    short, long = ranked[0], ranked[-1]
+    assert short["length"] < long["length"]
+    rows_asked_for = 0
+
+    class Lazy(list[Any]):
+        def __iter__(self) -> Any:
+            nonlocal rows_asked_for
+            for row in super().__iter__():
+                rows_asked_for += 1
+                yield row
+
+    assert leave_out_padding(model, task, Lazy([short, *[long] * 100_000])) is None
+    assert rows_asked_for == 256
+    later = Lazy([*[short] * 300, long, *[short] * 100_000])
+    assert padding_trial._two_lengths(later) == (short, long)
+    assert rows_asked_for == 256 + 256 + 301
 
 
 def test_a_batch_without_a_mask_has_none_that_is_known(made: Any) -> None:
