@@ -8,6 +8,7 @@ from lora_cli.config.commands import TrainConfig
 from lora_cli.errors import Problem, UserError
 from lora_cli.tasks.contract import Features, Task
 from lora_cli.training.padding_trial import leave_out_padding
+from lora_cli.training.sharding import sharding_of_accelerate
 
 KEY = "trainer.padding_free"
 _NO_PADDING = "its batches have none, or none that is known of"
@@ -36,8 +37,8 @@ def choose_padding(
         return False
     if config.trainer.gradient_checkpointing:
         reason: str | None = "trainer.gradient_checkpointing runs its blocks a second time"
-    elif config.distributed.shard_base:
-        reason = "distributed.shard_base spreads its blocks over the processes"
+    elif config.distributed.shard_base or sharding_of_accelerate() is not None:
+        reason = "its blocks are spread over the processes"
     else:
         reason = leave_out_padding(model, task, rows)
     if reason is None:

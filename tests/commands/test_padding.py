@@ -11,6 +11,7 @@ from lora_cli.commands.padding import choose_padding
 from lora_cli.commands.preparing import prepare
 from lora_cli.config.commands import TrainConfig
 from lora_cli.errors import UserError
+from lora_cli.training.sharding import Sharding
 
 
 class Notes:
@@ -65,9 +66,18 @@ def test_what_does_not_go_with_it_is_said(config: TrainConfig) -> None:
     spread = replace(auto, distributed=replace(auto.distributed, shard_base=True))
     spread = changed(spread, gradient_checkpointing=False)
     assert not choose_padding(spread, None, Any, (), display)  # type: ignore[arg-type]
-    assert display.texts[-1].endswith(
-        "distributed.shard_base spreads its blocks over the processes"
-    )
+    assert display.texts[-1].endswith("its blocks are spread over the processes")
+
+
+def test_where_accelerate_spreads_the_base(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_cli.commands.padding.sharding_of_accelerate", Sharding)
+    display: Any = Notes()
+    assert not choose_padding(config, None, Any, (), display)  # type: ignore[arg-type]
+    assert display.texts == [
+        "padding: computed along, since its blocks are spread over the processes"
+    ]
 
 
 def test_nothing_is_written_where_it_must_be_and_cannot(

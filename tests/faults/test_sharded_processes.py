@@ -13,11 +13,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 from forked import kill_at
 from pairs import First, nothing, only, run_together
 from tally import Tally
-from together import Setup, check_after, metrics, note_texts, signal_at, trained
+from together import Setup, check_after, make_setup, metrics, note_texts, signal_at, trained
 
 SHARDED = "distributed.shard_base=true"
 BOTH: list[First] = [nothing, nothing]
 TIMEOUT = 4.0
+
+
+@pytest.fixture(scope="module")
+def pair_setup(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    """A run with padding, which is computed along where the base is spread."""
+    folder = tmp_path_factory.mktemp("sharded")
+    return make_setup(tiny_run, folder, "trainer.padding_free=false")
 
 
 def results(run: Path) -> dict[str, Any]:

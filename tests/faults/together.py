@@ -46,7 +46,7 @@ def metrics(run: Path) -> list[Any]:
     return lines
 
 
-def make_setup(tiny_run: Any, folder: Path) -> Setup:
+def make_setup(tiny_run: Any, folder: Path, *more: str) -> Setup:
     """A base without dropout, so that one process and two can be compared."""
     base = folder / "base"
     shutil.copytree(tiny_run.base, base)
@@ -57,7 +57,7 @@ def make_setup(tiny_run: Any, folder: Path) -> Setup:
     # Two batches of each evaluation for each process.
     changed["trainer.eval_batch_size"] = "8"
     changed |= {"trainer.log_rows": "true", "trainer.log_steps": "3"}
-    given = dict(setting.split("=", 1) for setting in tiny_run.settings)
+    given = dict(setting.split("=", 1) for setting in (*tiny_run.settings, *more))
     settings = [f"{name}={value}" for name, value in (given | changed).items()]
     made = Setup(settings, folder, {}, [])
     done = run_together(made.arguments("ref"), folder, firsts=[nothing] * 2, limit=60)
