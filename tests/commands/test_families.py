@@ -64,7 +64,7 @@ def family_run(request: pytest.FixtureRequest, train_family: Callable[..., Any])
     for split, count in (("train", 96), ("validation", 24), ("test", 24)):
         lines = [json.dumps(CASES[name].row(draw)) + "\n" for _ in range(count)]
         files[f"{split}.jsonl"] = "".join(lines)
-    settings = ("task.max_length=32", "trainer.epochs=6", *CASES[name].settings)
+    settings = ("task.max_length=32", "trainer.epochs=12", *CASES[name].settings)
     return train_family(name, files, *settings)
 
 

@@ -102,7 +102,11 @@ def test_resumed_run_is_the_same(
 ) -> None:
     base = tiny_model_dir(hidden=64)
     settings = settings_of(
-        base, toy_reviews, model__quantization="nf4", lora__targets="[query,value]"
+        base,
+        toy_reviews,
+        model__quantization="nf4",
+        lora__targets="[query,value]",
+        trainer__keep_checkpoints=4,
     )
     whole = run_cli("train", *settings, "run.name=whole", cwd=tmp_path)
     assert whole.code == 0, whole.err

@@ -65,10 +65,8 @@ def run_forked(arguments: list[str], *, cwd: Path, first: Callable[[], Any] = la
 def at_places(act: Callable[[Place], None], *, ids: Path | None = None) -> None:
     """Call `act` at each place of a run in this process: in a forward pass, beside each write.
 
-    The passes that find out whether a model trains without padding are not among them.
-
     Args:
-        act: Gets the name of the place and how often it was reached.
+        act: Gets the name of the place and how often it was reached; the padding trial is none.
         ids: File that gets a line for each optimizer step with the rows that it trains on.
     """
     from transformers import BertModel
