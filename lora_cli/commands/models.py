@@ -35,16 +35,16 @@ def run(composed: Composed, options: Options, display: Display) -> int:
 def suited_families(architectures: Iterable[str]) -> dict[str, list[str]]:
     """Return the task families that transformers has the head for, by architecture.
 
-    An architecture that fills in masked tokens, or reads with an encoder, is no decoder: with the
-    head for the next token it would be shown that token, or be half of itself.
+    An architecture that fills in masked tokens, or reads or hears with an encoder, is no decoder:
+    with the head for the next token it would be shown that token, or be half of itself.
     """
     from lora_cli.models.base import architectures_with
     from lora_cli.tasks.table import FAMILIES
 
     classes = {family.auto_class for family in FAMILIES.values()}
     with_head = {name: frozenset(architectures_with(name)) for name in classes}
-    encoders = with_head["AutoModelForMaskedLM"] | with_head["AutoModelForSeq2SeqLM"]
-    with_head["AutoModelForCausalLM"] -= encoders
+    others = ("AutoModelForMaskedLM", "AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
+    with_head["AutoModelForCausalLM"] -= frozenset().union(*(with_head[name] for name in others))
     return {
         kind: [name for name, family in FAMILIES.items() if kind in with_head[family.auto_class]]
         for kind in architectures

@@ -39,7 +39,14 @@ _LANGUAGES = ("source_language", "target_language", "language")
 # What is asked of languages alone.
 _OF_LANGUAGES = {"translate": False}
 # Heads that a pretrained model has; the others are new on any model.
-_PRETRAINED_HEADS = ("MaskedLM", "CausalLM", "Seq2SeqLM", "SpeechSeq2Seq", "ImageTextToText")
+_PRETRAINED_HEADS = (
+    "MaskedLM",
+    "CausalLM",
+    "Seq2SeqLM",
+    "SpeechSeq2Seq",
+    "ImageTextToText",
+    "ObjectDetection",
+)
 _FIX = "model.architecture=TYPE, the model_type of its config.json, such as bert"
 
 

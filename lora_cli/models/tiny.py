@@ -73,6 +73,11 @@ def default_config(architecture: str, *, layers: int | None, positions: int) -> 
     most = getattr(config, "max_position_embeddings", None)
     if isinstance(most, int) and most < positions:
         config.max_position_embeddings = positions
+    if getattr(getattr(config, "backbone_config", None), "model_type", "") == "timm_backbone":
+        # Those need a package of their own; released models have transformers' ResNet as well.
+        last = {"out_features": ["stage4"]}
+        config.backbone_config = transformers.AutoConfig.for_model("resnet", **last)
+        config.use_timm_backbone = False
     return config
 
 

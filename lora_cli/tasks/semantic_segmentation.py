@@ -153,6 +153,10 @@ class SemanticSegmentationTask:
         self, outputs: Mapping[str, torch.Tensor], batch: Batch
     ) -> list[SegmentationPrediction]:
         """Take what was found, cut to the size of its image."""
+        if "logits" in outputs:
+            # Two forms of a model were compared by them.
+            logits_BChw = outputs["logits"].permute(0, 3, 1, 2)
+            outputs = self._outputs(logits_BChw, {**batch, "generate": True})
         if "counts" in outputs:
             counts = outputs["counts"].cpu().numpy()
             return [

@@ -54,7 +54,8 @@ def test_a_float_file_says_what_the_merged_folder_says(
     done = export(run_cli, run, "format=gguf", f"output={tmp_path}/m.gguf")
     assert done.result["rows"] == len(SENTENCES)
     assert done.result["max_abs_difference"] < 1e-3
-    assert "metrics" not in done.result
+    before, after = (done.result["metrics"][name] for name in ("adapter", "exported"))
+    assert after == pytest.approx(before, rel=1e-4)
     assert run_cli("merge", run.path, f"output={tmp_path}/merged", cwd=run.cwd).code == 0
     ids = torch.randint(3, 400, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
