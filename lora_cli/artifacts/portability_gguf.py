@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from lora_cli.artifacts.inspection import Inspected, is_number
 from lora_cli.artifacts.portability import GGUF, Found, Rule, listed
 from lora_cli.artifacts.portability_common import fused
-from lora_cli.artifacts.portability_peft import changes_base
+from lora_cli.artifacts.portability_peft import missing_features
 
 _FEATURES = ("layer_replication", "use_bdlora", "use_qalora")
 # Its converter passes over the first, and takes norms as they are.
@@ -77,14 +77,7 @@ def _whole(adapter: Inspected) -> Iterator[Found]:
 
 
 def _features(adapter: Inspected) -> Iterator[Found]:
-    found = [name for name in _FEATURES if adapter.config.get(name)]
-    found += ["init_lora_weights"] if changes_base(adapter) else []
-    if found:
-        yield Found(
-            f"the base would be another than in training, or the method is not there: "
-            f"{listed(found)}",
-            _MERGE,
-        )
+    yield from missing_features(adapter, _FEATURES, fix=_MERGE)
 
 
 def _experts(adapter: Inspected) -> Iterator[Found]:

@@ -5,7 +5,7 @@ of what is wrong here gives other outputs and no message.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from lora_cli.artifacts.inspection import Inspected, names_of
 from lora_cli.artifacts.peft_methods import METHODS
@@ -44,6 +44,18 @@ def changes_base(adapter: Inspected) -> bool:
     """Whether PEFT gives the base other weights when it loads the adapter."""
     start = adapter.config.get("init_lora_weights")
     return isinstance(start, str) and start.lower().startswith(CHANGE_BASE)
+
+
+def missing_features(adapter: Inspected, features: Iterable[str], *, fix: str) -> Iterator[Found]:
+    """Report settings of PEFT's that a program has not, and starts that change the base."""
+    found = [name for name in features if adapter.config.get(name)]
+    found += ["init_lora_weights"] if changes_base(adapter) else []
+    if found:
+        yield Found(
+            f"the base would be another than in training, or the method is not there: "
+            f"{listed(found)}",
+            fix,
+        )
 
 
 def _no_type(adapter: Inspected) -> Iterator[Found]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from lora_cli.artifacts.inspection import Inspected, Key
 from lora_cli.artifacts.portability import VLLM, Found, Rule, listed
 from lora_cli.artifacts.portability_common import fused, whole_modules
-from lora_cli.artifacts.portability_peft import changes_base
+from lora_cli.artifacts.portability_peft import missing_features
 
 # `MaxLoRARanks` of vllm/config/lora.py, and the default of `max_lora_rank`.
 MAX_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -127,14 +127,7 @@ def _patterns(adapter: Inspected) -> Iterator[Found]:
 
 
 def _features(adapter: Inspected) -> Iterator[Found]:
-    found = [name for name in _FEATURES if adapter.config.get(name)]
-    found += ["init_lora_weights"] if changes_base(adapter) else []
-    if found:
-        yield Found(
-            f"the base would be another than in training, or the method is not there: "
-            f"{listed(found)}",
-            _MERGE,
-        )
+    yield from missing_features(adapter, _FEATURES, fix=_MERGE)
 
 
 def _experts(adapter: Inspected) -> Iterator[Found]:
